@@ -1,0 +1,55 @@
+# Every target sets itself up; make, git and Python 3.11 or newer with venv are enough.
+# Another Python: make PYTHON=/path/to/python3.13 test-fast
+
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -rs -o junit_family=xunit1
+JUNIT := .cache/junit
+PLAYBOOKS := $(wildcard *.yml playbooks/*.yml)
+# one stamp for each Python, so that another PYTHON makes another .venv
+READY := .venv/.ready$(subst /,-,$(PYTHON))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo demo-down test test-fast test-unit test-package test-nodes lint docs
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(READY) ## bring up a closet of three containers and run GPU jobs in it
+	@$(BIN)/labrack demo up
+
+demo-down: $(READY) ## take the demo away
+	@$(BIN)/labrack demo down
+
+test: test-fast test-package test-nodes ## everything; at most 40 minutes on two cores
+
+test-fast: lint test-unit ## without containers; at most 2 minutes
+
+test-unit: $(READY)
+	$(PYTEST) tests/unit --junitxml=$(JUNIT)/unit.xml
+
+test-package: $(READY) ## build, install and run wheel and tarball
+	$(PYTEST) tests/package -v --junitxml=$(JUNIT)/package.xml
+
+test-nodes: $(READY) ## on nodes in containers; LABRACK_NODE_SYSTEM=debian12 picks their system
+	$(PYTEST) tests/nodes -v --junitxml=$(JUNIT)/nodes.xml
+
+lint: $(READY) ## check code, YAML, roles and playbooks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
+	$(BIN)/ansible-config validate --type all
+	@set -e; for inventory in $(wildcard inventories/*); do \
+		echo "$(BIN)/ansible-playbook --syntax-check -i $$inventory"; \
+		$(BIN)/ansible-playbook --syntax-check -i $$inventory -e node=node1 $(PLAYBOOKS) >/dev/null; \
+	done
+	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint
+
+docs: $(READY) ## write the roles' defaults and READMEs from their argument specs
+	$(BIN)/python scripts/generate_docs.py
+
+$(READY): pyproject.toml uv.lock scripts/setup.sh
+	@sh scripts/setup.sh $(PYTHON)
+	@touch $@

@@ -1,0 +1,115 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The action of ``labrack.infra.lab_check``: look at the whole inventory before any node is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.labrack.infra.plugins.module_utils import lab_check
+from ansible_collections.labrack.infra.plugins.module_utils.finding import Finding, Inventory, merged
+from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_source
+from ansible_collections.labrack.infra.plugins.plugin_utils.spec_check import check_variables
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+#: What the rules want to know of Ansible's own variables.
+CONNECTION = ("ansible_host", "ansible_port", "ansible_user", "ansible_connection")
+STAGES = ("inventory", "facts")
+
+
+class ActionModule(ActionBase):
+    """Runs on the controller only; no host is contacted."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return ``failed`` with all findings as one text in ``msg``, or the number of hosts that were looked at."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _spec, args = self.validate_argument_spec({"stage": {"type": "str", "choices": STAGES, "default": "inventory"}})
+        variables = task_vars or {}
+        known = inventory_source.definitions(
+            variables.get("ansible_inventory_sources") or (), variables.get("playbook_dir", "")
+        )
+        inventory, findings = read_inventory(variables["hostvars"], variables["groups"], known, role_options(ROLES))
+        if args["stage"] == "facts":
+            findings = lab_check.check_facts(inventory)
+        else:
+            findings += lab_check.check_inventory(inventory)
+        result["changed"] = False
+        if findings:
+            count = f"{len(findings)} thing{'s' if len(findings) > 1 else ''}"
+            result["failed"] = True
+            result["msg"] = "\n".join(
+                [f"The inventory has {count} to mend; no node was changed:", *lines(findings, inventory, known)]
+            )
+        else:
+            result["msg"] = f"{len(inventory.hosts)} hosts, nothing to mend"
+        return result
+
+
+def role_options(roles: Path) -> dict[str, dict[str, Any]]:
+    """Return the options of every role of the collection, from its ``meta/argument_specs.yml``, by role."""
+    return {
+        file.parents[1].name: yaml.safe_load(file.read_text(encoding="utf-8"))["argument_specs"]["main"]["options"]
+        for file in sorted(roles.glob("*/meta/argument_specs.yml"))
+    }
+
+
+def read_inventory(
+    hostvars: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, list[str]],
+    known: list[inventory_source.Definition],
+    roles: Mapping[str, Mapping[str, Any]],
+) -> tuple[Inventory, list[Finding]]:
+    """Return the inventory as the rules see it, and what is wrong with single variables."""
+    options = {name: option for spec in roles.values() for name, option in spec.items()}
+    set_names = {one.name for one in known} - {"group", "host"}
+    secrets = {name for name in set_names if lab_check.is_secret(name)}
+    findings = lab_check.check_names(sorted(set_names), options, ["lab_", *(f"{role}_" for role in roles)])
+    hosts: dict[str, dict[str, Any]] = {}
+    facts: dict[str, Any] = {}
+    for host in groups["all"]:
+        values: dict[str, Any] = {}
+        of_host = hostvars[host]
+        for name in sorted({*options, *CONNECTION, *secrets}):
+            try:
+                if name in of_host:
+                    values[name] = plain(of_host[name])
+            except AnsibleError as error:
+                problem = f"can't be worked out: {str(error).splitlines()[0].rstrip('.')}"
+                findings.append(Finding((name,), "", problem, "mend the expression", (host,)))
+        clean, wrong = check_variables(options, values)
+        others = {name: value for name, value in values.items() if name not in options}
+        hosts[host] = {**clean, **others}
+        findings += [Finding(one.path, one.value, one.problem, one.mend, (host,)) for one in wrong]
+        node = of_host.get("ansible_facts", {}).get("labrack_node")
+        if node:
+            facts[host] = plain(node)
+    return Inventory(hosts, {name: list(members) for name, members in groups.items()}, facts), merged(findings)
+
+
+def plain(value: Any) -> Any:
+    """Return a value of Ansible, templated as it is reached, as plain dictionaries, lists and scalars."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def lines(findings: list[Finding], inventory: Inventory, known: list[inventory_source.Definition]) -> list[str]:
+    """Return the findings as lines, each with the place where its value is set."""
+    found = []
+    for finding in findings:
+        host = finding.hosts[0] if finding.hosts else ""
+        member = [group for group, hosts in inventory.groups.items() if host in hosts]
+        where = inventory_source.place(known, finding.path, host, member)
+        found.append(finding.line(where, everywhere=len(finding.hosts) == len(inventory.hosts)))
+    return found

@@ -1,0 +1,97 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Observing, planning and running systemd services. Standard library only, no Ansible import."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import run
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """A unit as it is: installed, active, enabled, and since when its main process runs (Unix time, 0 for none)."""
+
+    installed: bool = False
+    active: bool = False
+    enabled: bool = False
+    since: float = 0.0
+
+
+class ServiceError(RuntimeError):
+    """A service that did not do as it was told; the message holds systemd's words and the log's last lines."""
+
+
+def observe_services(units: list[str]) -> dict[str, ServiceState]:
+    """Return the state of each unit by name, by one call of ``systemctl show``."""
+    if not units:
+        return {}
+    properties = "--property=Id,LoadState,ActiveState,UnitFileState,MainPID"
+    done = run(["systemctl", "show", properties, *[f"{unit}.service" for unit in units]])
+    states = {unit: ServiceState() for unit in units}
+    for unit, block in zip(units, done.out.strip().split("\n\n")):
+        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        states[unit] = ServiceState(
+            installed=values.get("LoadState") == "loaded",
+            active=values.get("ActiveState") in ("active", "reloading"),
+            enabled=values.get("UnitFileState") in ("enabled", "enabled-runtime", "static", "generated"),
+            since=_started(values.get("MainPID", "0")),
+        )
+    return states
+
+
+def _started(pid: str) -> float:
+    try:
+        return os.stat(f"/proc/{int(pid)}").st_mtime if int(pid) else 0.0
+    except (OSError, ValueError):
+        return 0.0
+
+
+def plan_service(unit: str, state: ServiceState, why_restart: str = "") -> list[Change]:
+    """Plan that a unit is enabled and runs; ``why_restart`` asks for a restart of one that runs already.
+
+    A unit whose package is not there yet will come enabled, as the policy of Debian and Ubuntu has it.
+    """
+    changes = []
+    if state.installed and not state.enabled:
+        changes.append(Change(f"service {unit}", "enabled at boot", step=("enable", unit)))
+    if not state.active:
+        changes.append(Change(f"service {unit}", "started", "restart", step=("restart", unit)))
+    elif why_restart:
+        changes.append(Change(f"service {unit}", f"restarted: {why_restart}", "restart", step=("restart", unit)))
+    return changes
+
+
+def act(verb: str, unit: str) -> None:
+    """Run ``systemctl VERB UNIT``; ServiceError with the last log lines when it fails."""
+    if verb in ("start", "restart"):
+        # a unit that failed often has used up its start limit
+        run(["systemctl", "reset-failed", f"{unit}.service"])
+    done = run(["systemctl", verb, f"{unit}.service"])
+    if done.rc:
+        log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={unit}.service"])
+        raise ServiceError(f"systemctl {verb} {unit} failed: {done.err.strip()}; its log ends: {log.out.strip()}")
+
+
+def daemon_reload() -> None:
+    """Make systemd read changed unit files."""
+    run(["systemctl", "daemon-reload"])
+
+
+def wait_for(argv: list[str], text: str, name: str, seconds: float = 60.0) -> None:
+    """Wait until a command succeeds and prints ``text``; ServiceError with its last words after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        done = run(argv, timeout=20)
+        if done.rc == 0 and text in done.out:
+            return
+        if time.monotonic() > deadline:
+            words = done.err.strip() or done.out.strip()
+            raise ServiceError(
+                f"{name} does not answer {seconds:g} s after its start: {words}; see journalctl -u {name}"
+            )
+        time.sleep(0.5)

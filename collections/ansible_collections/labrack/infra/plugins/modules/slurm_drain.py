@@ -1,0 +1,132 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Drain Slurm nodes and wait for their jobs, or resume those that labrack drained."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: slurm_drain
+short_description: Drain Slurm nodes and wait for their jobs, or resume those that labrack drained
+version_added: 0.1.0
+description:
+  - Run it on the controller.
+  - A drain carries labrack's tag in its reason. Only a node with that tag is ever resumed; one that an admin or the
+    health check drained stays drained.
+author:
+  - labrack contributors (@labrack)
+extends_documentation_fragment:
+  - labrack.infra.converge
+options:
+  nodes:
+    description: Names of nodes. A name that Slurm doesn't know counts as drained.
+    type: list
+    elements: str
+    required: true
+  state:
+    description: V(drained) waits until no job is left on the nodes; V(resumed) lets them take jobs again.
+    type: str
+    choices: [drained, resumed]
+    default: drained
+  reason:
+    description: Why, in a few words.
+    type: str
+    default: maintenance
+  timeout:
+    description: Seconds to wait for the jobs to end. The nodes stay draining when it runs out.
+    type: int
+    default: 3600
+"""
+
+EXAMPLES = r"""
+- name: Empty a node
+  labrack.infra.slurm_drain:
+    nodes: [node2]
+    reason: new driver
+  delegate_to: head
+"""
+
+RETURN = r"""
+drained:
+  description: The nodes that this call drained, or that labrack had drained before.
+  type: list
+  elements: str
+  returned: always
+changes:
+  description: What was or would be changed.
+  type: list
+  elements: dict
+  returned: always
+"""
+
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import run
+from ansible_collections.labrack.infra.plugins.module_utils.slurm_nodes import (
+    TAG,
+    SlurmNode,
+    parse_nodes,
+    plan_drain,
+    plan_resume,
+)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "nodes": {"type": "list", "elements": "str", "required": True},
+            "state": {"type": "str", "choices": ["drained", "resumed"], "default": "drained"},
+            "reason": {"type": "str", "default": "maintenance"},
+            "timeout": {"type": "int", "default": 3600},
+            "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
+        },
+        supports_check_mode=True,
+    )
+    wanted = module.params["nodes"]
+    draining = module.params["state"] == "drained"
+
+    def observe() -> dict[str, SlurmNode]:
+        done = run(["scontrol", "--oneliner", "show", "node"])
+        if done.rc and "No nodes" not in done.out + done.err:
+            module.fail_json(msg=f"slurmctld does not answer: {done.err.strip()}; see journalctl -u slurmctld")
+        return parse_nodes(done.out)
+
+    def plan(nodes: dict[str, SlurmNode]) -> list[Change]:
+        return plan_drain(nodes, wanted, module.params["reason"]) if draining else plan_resume(nodes, wanted)
+
+    def apply(changes: list[Change]) -> None:
+        for change in changes:
+            done = run(["scontrol", *change.step])
+            if done.rc:
+                module.fail_json(msg=f"{change.subject}: {done.err.strip() or done.out.strip()}")
+
+    def extra(nodes: dict[str, SlurmNode]) -> dict[str, object]:
+        if draining and not module.check_mode:
+            nodes = wait(nodes)
+        return {"drained": [name for name in wanted if name in nodes and nodes[name].reason.startswith(TAG)]}
+
+    def wait(nodes: dict[str, SlurmNode]) -> dict[str, SlurmNode]:
+        deadline = time.monotonic() + module.params["timeout"]
+        while True:
+            busy = [name for name in wanted if name in nodes and not nodes[name].empty]
+            if not busy:
+                return nodes
+            if time.monotonic() > deadline:
+                jobs = run(["squeue", "--noheader", f"--nodelist={','.join(busy)}", "--format=%i of %u on %N ends %e"])
+                module.fail_json(
+                    msg=f"{', '.join(busy)}: jobs still run after {module.params['timeout']} s; the nodes stay "
+                    "draining, nothing else was changed. Run it again later, or give them back with "
+                    f"scontrol update nodename={','.join(busy)} state=resume",
+                    jobs=jobs.out.strip().splitlines(),
+                )
+            time.sleep(2)
+            nodes = observe()
+
+    converge(module, observe, plan, apply, extra)
+
+
+if __name__ == "__main__":
+    main()

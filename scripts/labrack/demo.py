@@ -1,0 +1,166 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The demo: a closet of three test nodes, made by the same playbook as a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from . import ssh, status
+from .progress import Progress
+from .run import Outcome, home, run_playbook
+from .ssh import Ssh
+from .story import HEAD, Story
+from .testnode import engine, node
+from .testnode.docker import LabError, docker
+from .testnode.gpus import GpuSpec
+from .testnode.image import ensure_image
+
+#: Prefixes the names of the demo's containers and network.
+LAB = "labrack-demo"
+PLAYBOOK = "labrack.infra.closet"
+
+A100 = GpuSpec("NVIDIA A100-SXM4-80GB", memory_mib=81920, power_limit_w=400.0, mig=True)
+RTX_4090 = GpuSpec("NVIDIA GeForce RTX 4090", memory_mib=24564, power_limit_w=450.0, ecc=False)
+RTX_A6000 = GpuSpec("NVIDIA RTX A6000", memory_mib=49140, power_limit_w=300.0)
+#: The nodes of inventories/demo, with their cards.
+CARDS: Mapping[str, tuple[GpuSpec, ...]] = {"head": (), "node1": (A100, A100), "node2": (RTX_4090, RTX_A6000)}
+
+
+def state_dir() -> Path:
+    """Where the demo keeps its keys, inventory and log: in the checkout, or in the user's state directory."""
+    if home() != Path(__file__).resolve().parent:
+        return home() / ".labrack/demo"
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(base) / "labrack/demo"
+
+
+def up(system: str, script: bool, progress: Progress) -> None:
+    """Make the lab, or take the one that is there; converge it; play the script; tell what to do next.
+
+    ``system`` is a key of :data:`.testnode.image.SYSTEMS`. Raises :class:`.testnode.docker.LabError` and
+    :class:`.run.RunError`; the lab stays then, for a look at it.
+    """
+    console = progress.console
+    with progress.step("Image") as step:
+        engine.ensure_engine(step.say)
+        step.summary = ensure_image(system, step.say)
+    again = node.exists(LAB)
+    with progress.step("Nodes") as step:
+        lab = _existing(system) if again else node.up(_spec(system), state_dir(), step.say)
+        inventory = _write_inventory(lab)
+        names = ", ".join(f"{name} ({len(cards)} GPUs)" if cards else name for name, cards in CARDS.items())
+        step.summary = f"{'there already: ' if again else ''}{names}"
+    with progress.step("Converge") as step:
+        outcome = run_playbook(PLAYBOOK, [home() / "inventories/demo", inventory], state_dir() / "ansible.log", step)
+        step.summary = _summary(outcome)
+    if script:
+        with progress.step("Script") as step:
+            step.say("Two researchers share the cards of node1")
+            Story(console, _ssh()).play()
+            step.summary = "every line above was checked"
+    console.print()
+    console.print(_times(progress.seconds))
+    console.print(_next_steps(), soft_wrap=True, highlight=False)
+
+
+def down(progress: Progress) -> None:
+    """Take the lab and its state away; a missing lab is no error. Raises :class:`.testnode.docker.LabError`."""
+    error = engine.answers()
+    if error is not None and (state_dir() / "nodes.json").exists():
+        raise LabError(f"The demo's lab can't be taken away, as no Docker engine answers: {error}")
+    there = error is None and node.exists(LAB)
+    with progress.step("Down") as step:
+        if error is None:
+            node.down(LAB, state_dir(), step.doing)
+        shutil.rmtree(state_dir(), ignore_errors=True)
+        step.summary = (
+            "containers, network and state are gone" if there else "the demo was not up: nothing to take away"
+        )
+
+
+def read_status() -> status.Status:
+    """The cluster's nodes, GPUs and queue. Raises :class:`.testnode.docker.LabError` where no demo is up."""
+    try:
+        node.load(state_dir())
+    except node.NodeError:
+        raise LabError("The demo is not up. Start it with `labrack demo up`.") from None
+    return status.read(HEAD, lambda host, command: _ssh().output(f"root@{host}", command))
+
+
+def _spec(system: str) -> node.LabSpec:
+    return node.LabSpec(LAB, tuple(node.NodeSpec(name, system, cards) for name, cards in CARDS.items()))
+
+
+def _existing(system: str) -> node.Lab:
+    """The lab that is there, if it can be used; :class:`LabError` with the mend otherwise."""
+    mend = "Run `labrack demo down`, then `labrack demo up`."
+    try:
+        lab = node.load(state_dir())
+    except node.NodeError:
+        raise LabError(f"A lab {LAB} is there that was not made from {home()}. {mend}") from None
+    containers = docker("ps", "-q", "--filter", f"label={node.LABEL}={LAB}").stdout.split()
+    if len(containers) != len(lab.nodes):
+        raise LabError(f"{len(containers)} of the lab's {len(lab.nodes)} nodes run. {mend}")
+    if {member.system for member in lab.nodes} != {system}:
+        raise LabError(f"The lab that is there runs {lab.nodes[0].system}, not {system}. {mend}")
+    return lab
+
+
+def _write_inventory(lab: node.Lab) -> Path:
+    """Write what inventories/demo can't know: where the nodes are, and the researchers' key. Returns its path."""
+    key = state_dir() / "researcher"
+    if not key.exists():
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "researcher", "-f", str(key)]
+        subprocess.run(keygen, check=True)
+    (state_dir() / "ssh_config").write_text(ssh.config(lab, "ada", key), encoding="utf-8")
+    public = key.with_suffix(".pub").read_text(encoding="utf-8").strip()
+    inventory = {"all": {"hosts": node.inventory(lab), "vars": {"demo_keys": [public]}}}
+    # JSON is YAML, and ends as the inventory plugin for YAML wants it
+    path = state_dir() / "hosts.json"
+    path.write_text(json.dumps(inventory, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _ssh() -> Ssh:
+    return Ssh(state_dir() / "ssh_config")
+
+
+def _summary(outcome: Outcome) -> str:
+    changed = sum(outcome.changed.values())
+    return f"{sum(outcome.ran.values())} tasks on {len(outcome.ran)} nodes, {changed} changed"
+
+
+def _times(seconds: list[tuple[str, float]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("STEP")
+    table.add_column("SECONDS", justify="right")
+    for name, taken in seconds:
+        table.add_row(name, f"{taken:.1f}")
+    table.add_row("Total", f"{sum(taken for _, taken in seconds):.1f}", style="bold")
+    return table
+
+
+def _next_steps() -> str:
+    installed = Path(sys.executable).with_name("labrack")
+    command = "labrack" if shutil.which("labrack") else str(_from_here(installed))
+    return f"""
+[bold]Try next[/bold]
+  {command} demo status    nodes, GPUs and the queue
+  {command} demo up        converge again: nothing changes
+  {command} demo down      end it
+  ssh -F {_from_here(_ssh().config)} ada@head
+  {" " * len(command)}                log in as ada, then take a card: srun --gres=gpu:1 nvidia-smi -L"""
+
+
+def _from_here(path: Path) -> Path:
+    """The path as one would type it in the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

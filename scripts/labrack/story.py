@@ -1,0 +1,158 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The demo's script: two researchers share a worker's GPUs through Slurm. Everything that is told is checked."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from . import status
+from .ssh import Ssh
+from .testnode.docker import LabError
+
+#: Where the script plays, and where ben has no job. The researchers are those of inventories/demo.
+HEAD, WORKER, OTHER_WORKER = "head", "node1", "node2"
+#: Seconds for Slurm to do what it is waited for.
+PATIENCE = 60.0
+QUEUE = "squeue -o '%.5i %.6u %.6j %.8T %.6M %R'"
+
+
+class StoryError(LabError):
+    """Something did not go as the script tells it; the message says what was expected and what was seen."""
+
+
+def expect(condition: object, what: str, seen: str) -> None:
+    """Raise :class:`StoryError` unless the condition holds."""
+    if not condition:
+        raise StoryError(f"Expected: {what}.\nSeen: {seen.strip() or 'nothing'}")
+
+
+def until(what: str, probe: Callable[[], status.Status], holds: Callable[[status.Status], bool]) -> None:
+    """Wait until the cluster is as wanted; :class:`StoryError` with its state after :data:`PATIENCE` seconds."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds(seen := probe()):
+        lines = [f"{node.name} is {node.state} {node.reason}".rstrip() for node in seen.nodes]
+        lines += [f"job {job.id} of {job.user} is {job.state} ({job.where})" for job in seen.jobs]
+        expect(time.monotonic() < deadline, f"{what}, within {PATIENCE:.0f} s", ", ".join(lines))
+        time.sleep(0.3)
+
+
+@dataclass(frozen=True)
+class Story:
+    """The script, told on a console, played on a lab by ssh."""
+
+    console: Console
+    ssh: Ssh
+
+    def play(self) -> None:
+        """Play it all; :class:`StoryError` where a claim doesn't hold. The queue is empty before and after."""
+        self._clear()
+        until("both workers idle", self._status, lambda seen: {node.state for node in seen.nodes} == {"idle"})
+        (cards,) = next(node.gpus for node in self._status().nodes if node.name == WORKER)
+        try:
+            self._train(f"gpu:{cards.type}:{cards.total}")
+            ben = self._queue_up(f"gpu:{cards.type}:1")
+            self._take_turns(ben)
+            self._knock()
+        finally:
+            self._clear()
+            self.console.print()
+
+    def _train(self, gres: str) -> None:
+        self._tell(f"Ada trains a model on both cards of {WORKER}.")
+        printed = self._do("ada", f"sbatch --job-name=train --gres={gres} --wrap 'sleep 600'")
+        expect(re.search(r"Submitted batch job \d+", printed), "ada's job is accepted", printed)
+        until("ada's job runs", self._status, lambda seen: _states(seen) == {"ada": "running"})
+
+    def _queue_up(self, gres: str) -> subprocess.Popen[str]:
+        self._tell("Ben wants to debug on one such card. None is free, so Slurm gives him a place in the queue.")
+        command = f"srun --job-name=debug --gres={gres} sh -c 'nvidia-smi -L; cat /dev/nvidia? 2>&1; true'"
+        self._show("ben", command)
+        ben = subprocess.Popen(
+            self.ssh.argv(f"ben@{HEAD}", f"timeout {PATIENCE:.0f} {command}"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        until(
+            "ben's job waits for resources", self._status, lambda seen: any(j.where == "Resources" for j in seen.jobs)
+        )
+        printed = self._do("ben", QUEUE)
+        expect(re.search(r"ben +debug +PENDING .*\(Resources\)", printed), "ben PENDING for Resources", printed)
+        expect(re.search(r"ada +train +RUNNING ", printed), "ada RUNNING", printed)
+        self._tell("The same as labrack shows it:")
+        self._prompt("you", "labrack demo status")
+        self.console.print(Padding(status.render(self._status()), (0, 0, 0, 2), expand=False))
+        return ben
+
+    def _take_turns(self, ben: subprocess.Popen[str]) -> None:
+        self._tell(
+            "Ada has seen enough and ends her training. Ben's job starts by itself, and srun shows what it sees:"
+        )
+        self._do("ada", "scancel --name=train")
+        printed, _ = ben.communicate(timeout=PATIENCE)
+        self._print(Text(printed.rstrip()))
+        expect(ben.returncode == 0, "ben's job succeeds", printed)
+        expect(re.findall(r"^GPU \d+:", printed, re.MULTILINE) == ["GPU 0:"], "ben's job sees one card", printed)
+        refused = re.findall(r"(/dev/nvidia\d): Operation not permitted", printed)
+        # there is no driver behind a stand-in's device file: one that may be opened says just that
+        allowed = re.findall(r"(/dev/nvidia\d): No such device or address", printed)
+        expect(len(refused) == 1 and len(allowed) == 1, "ben's job may open one card and not the other", printed)
+        self._tell(
+            f"He got one card, {allowed[0]}; it opens, but a stand-in has no device behind it. "
+            f"The other one, {refused[0]}, is refused."
+        )
+
+    def _knock(self) -> None:
+        self._tell(f"No job on {OTHER_WORKER}, no way around the queue:")
+        command = "nvidia-smi -L"
+        self._prompt("you", f"ssh ben@{OTHER_WORKER} {command}")
+        done = self.ssh.run(f"ben@{OTHER_WORKER}", command)
+        denied = re.findall(r"^Access denied .*", done.stderr, re.MULTILINE)
+        expect(done.returncode != 0 and denied, "ben may not log in", done.stdout + done.stderr)
+        self._print(Text(denied[0]))
+
+    def _clear(self) -> None:
+        """End whatever the two have left in the queue, and wait until it is gone."""
+        self.ssh.output(f"root@{HEAD}", "scancel -u ada && scancel -u ben")
+        until("an empty queue", self._status, lambda seen: not seen.jobs)
+
+    def _status(self) -> status.Status:
+        return status.read(HEAD, lambda host, command: self.ssh.output(f"root@{host}", command))
+
+    def _do(self, user: str, command: str) -> str:
+        """Run a command as a researcher on the head, show both it and its output, and return the output."""
+        self._show(user, command)
+        done = self.ssh.run(f"{user}@{HEAD}", command)
+        printed = (done.stdout + done.stderr).rstrip()
+        expect(done.returncode == 0, f"`{command}` succeeds for {user}", printed)
+        if printed:
+            self._print(Text(printed))
+        return printed
+
+    def _show(self, user: str, command: str) -> None:
+        self._prompt(f"{user}@{HEAD}", command)
+
+    def _prompt(self, who: str, command: str) -> None:
+        self._print(Text.assemble((who, "bold cyan"), "$ ", (command, "bold")))
+
+    def _tell(self, text: str) -> None:
+        self.console.print()
+        self.console.print(Text(text))
+
+    def _print(self, text: Text) -> None:
+        for line in text.split("\n"):
+            self.console.print(Text("  ").append_text(line), soft_wrap=True)
+
+
+def _states(seen: status.Status) -> dict[str, str]:
+    return {job.user: job.state for job in seen.jobs}

@@ -1,0 +1,76 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""``python -m labrack.testnode up|down``: make and take away a lab from molecule's create and destroy playbooks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import node
+from .docker import LabError
+from .gpus import GpuSpec
+
+
+def parse_node(text: str) -> node.NodeSpec:
+    """A node from ``NAME[:gpus=N][:system=SYSTEM]``; raises :class:`argparse.ArgumentTypeError`."""
+    name, *settings = text.split(":")
+    spec = node.NodeSpec(name)
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key == "gpus" and value.isdecimal():
+            spec = node.NodeSpec(name, spec.system, (GpuSpec(),) * int(value))
+        elif key == "system" and value:
+            spec = node.NodeSpec(name, value, spec.gpus)
+        else:
+            raise argparse.ArgumentTypeError(f"{setting!r} in {text!r}: expected gpus=NUMBER or system=SYSTEM")
+    return spec
+
+
+def parse_group(text: str) -> tuple[str, list[str]]:
+    """A group from ``NAME=HOST,HOST``; raises :class:`argparse.ArgumentTypeError`."""
+    name, separator, hosts = text.partition("=")
+    if not (name and separator and hosts):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=HOST,HOST")
+    return name, hosts.split(",")
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m labrack.testnode", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up", help="make a lab and write its inventory")
+    down = commands.add_parser("down", help="take a lab away")
+    for command in (up, down):
+        command.add_argument("--lab", required=True, help="name of the lab")
+        command.add_argument(
+            "--state", required=True, type=Path, help="directory for its key, host keys and nodes.json"
+        )
+    up.add_argument("--node", required=True, action="append", type=parse_node, metavar="NAME[:gpus=N][:system=SYSTEM]")
+    up.add_argument("--inventory", type=Path, help="file to write (default: hosts.yml in the state directory)")
+    up.add_argument("--group", action="append", default=[], type=parse_group, metavar="NAME=HOST,HOST")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and return its exit status; the last line of ``up`` is the path of the inventory."""
+    options = arguments(argv)
+    inventory: Path = getattr(options, "inventory", None) or options.state / "hosts.yml"
+    try:
+        if options.command == "down":
+            inventory.unlink(missing_ok=True)
+            node.down(options.lab, options.state, print)
+            return 0
+        lab = node.up(node.LabSpec(options.lab, tuple(options.node)), options.state, print)
+        inventory.write_text(node.inventory_yaml(lab, dict(options.group)), encoding="utf-8")
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(inventory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

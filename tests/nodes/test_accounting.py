@@ -1,0 +1,75 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Accounting: what ran is known, who left may not submit, limits hold, and no upgrade goes without a dump."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.nodes.harness import INVENTORIES, Closet, until
+
+BACKUPS = "/var/backups/labrack"
+
+
+def sacct(closet: Closet, job: str) -> str:
+    command = f"sacct --noheader --parsable2 --allocations --jobs={job} --format=User,Account,State,AllocTRES"
+    return closet.root("head", command).strip()
+
+
+def test_finished_job_is_known(closet: Closet) -> None:
+    job = closet.submit("ada", "--gres=gpu:1", "true")
+    closet.await_state(job, "COMPLETED")
+    seen = until("the job is in the accounting", lambda: sacct(closet, job), lambda seen: "COMPLETED" in seen)
+    assert seen.startswith("ada|lab|COMPLETED|") and "gres/gpu=1" in seen
+
+
+@pytest.fixture(scope="module")
+def strict(converged: Closet) -> Iterator[Closet]:
+    """The lab without ben, with one GPU for each user."""
+    lab: dict[str, Any] = yaml.safe_load((INVENTORIES / "closet/group_vars/all/lab.yml").read_text())
+    users = [user for user in lab["lab_users"] if user["name"] != "ben"]
+    converged.play(
+        lab_users=users,
+        slurm_qos=[{"name": "normal", "flags": ["DenyOnLimit"], "max_gpus_per_user": 1}, {"name": "interactive"}],
+    )
+    yield converged
+    converged.play()
+    assert converged.user("ben@head", "sbatch --output=/dev/null --wrap true").returncode == 0
+    assert converged.user("ada@head", "sbatch --output=/dev/null --gres=gpu:2 --wrap true").returncode == 0
+    converged.settle()
+
+
+def test_removed_user_is_locked_and_their_history_stays(strict: Closet) -> None:
+    done = strict.user("ben@head", "sbatch --output=/dev/null --wrap true")
+    assert done.returncode != 0 and "sbatch: error" in done.stderr, done
+    assert strict.root("head", "sacctmgr --noheader --parsable2 show user ben format=user").strip() == "ben"
+
+
+def test_user_gets_no_more_gpus_than_allowed(strict: Closet) -> None:
+    done = strict.user("ada@head", "sbatch --output=/dev/null --gres=gpu:2 --wrap true")
+    assert done.returncode != 0 and "sbatch: error" in done.stderr, done
+    first = strict.start("ada", "--gres=gpu:1")
+    second = strict.submit("ada", "--gres=gpu:1", "true")
+    until(
+        "the second job waits",
+        lambda: strict.job(second),
+        lambda seen: "QOSMaxGRESPerUser" in seen["Reason"],
+        seconds=90,
+    )
+    strict.root("head", f"scancel {first}")
+    strict.await_state(second, "COMPLETED")
+
+
+def test_another_slurmdbd_goes_in_after_a_dump(closet: Closet) -> None:
+    before = set(closet.root("head", f"ls {BACKUPS}", check=False).split())
+    install = "apt-get -q update && apt-get -q -y install --reinstall slurmdbd"
+    printed = closet.root("head", f"export DEBIAN_FRONTEND=noninteractive; {install}")
+    (dump,) = set(closet.root("head", f"ls {BACKUPS}").split()) - before
+    assert f"dumped to {BACKUPS}/{dump}" in printed
+    assert closet.root("head", f"stat --format='%a %U' {BACKUPS}/{dump}") == "600 root\n"
+    assert "closet_job_table" in closet.root("head", f"zcat {BACKUPS}/{dump} | grep 'CREATE TABLE'")
+    until("slurmdbd answers", lambda: closet.root("head", "sacctmgr --noheader show cluster", check=False), bool)

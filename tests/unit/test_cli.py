@@ -1,0 +1,210 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The command line: arguments, messages, exit statuses; and what the demo assumes about its inventory."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+import labrack
+from labrack import cli, demo, run, ssh, status, story
+from labrack.progress import Progress
+from labrack.run import Failure, RunError
+from labrack.testnode import engine, node
+from labrack.testnode.docker import LabError
+
+ROOT = Path(__file__).parents[2]
+
+
+def labrack_command(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments, prog_name="labrack", terminal_width=120)
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state directory of the test's own, and no Docker engine."""
+    monkeypatch.setattr(demo, "state_dir", lambda: tmp_path / "demo")
+    monkeypatch.setattr(engine, "answers", lambda: "")
+    return tmp_path / "demo"
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def up(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(demo, "up", up)
+
+
+def test_version_is_the_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert labrack.__version__ == project["version"]
+    assert labrack_command("--version").output == f"labrack {project['version']}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["demo", "up"], ["demo", "status"], ["demo", "down"]])
+def test_help(command: list[str]) -> None:
+    done = labrack_command(*command, "--help")
+    assert done.exit_code == 0
+    assert "Usage: labrack" in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["demo", "up", "--system", "plan9"], ["demo", "up", "--no-such-option"], ["no-such-command"]]
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    assert labrack_command(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [([], ("debian13", True)), (["--system", "debian12", "--no-script"], ("debian12", False))],
+)
+def test_up_passes_its_options(monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: tuple[str, bool]) -> None:
+    called: list[tuple[str, bool]] = []
+    monkeypatch.setattr(demo, "up", lambda system, script, progress: called.append((system, script)))
+    assert labrack_command("demo", "up", *arguments).exit_code == 0
+    assert called == [wanted]
+
+
+def test_failed_playbook_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(
+        monkeypatch, RunError([Failure("node1", "Install", "no space left\nfree some")], Path("/state/ansible.log"))
+    )
+    done = labrack_command("demo", "up")
+    assert done.exit_code == 1
+    assert done.stderr == "node1: Install\n  no space left\n  free some\nThe whole log\n  /state/ansible.log\n"
+
+
+def test_failed_lab_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, LabError("No Docker engine [here]."))
+    done = labrack_command("demo", "up")
+    assert (done.exit_code, done.stderr) == (1, "Failed\n  No Docker engine [here].\n")
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt())
+    done = labrack_command("demo", "up")
+    assert done.exit_code == 130
+    assert done.stdout.startswith("Interrupted. ") and "labrack demo down" in done.stdout
+
+
+def test_status_without_a_demo() -> None:
+    done = labrack_command("demo", "status")
+    assert (done.exit_code, done.stderr) == (1, "Failed\n  The demo is not up. Start it with `labrack demo up`.\n")
+
+
+def test_status_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = status.Gpus("rtx_4090", 1, 2, (31, 32))
+    job = status.Job("7", "train", "ada", "running", 1, "0:03", "node1")
+    seen = status.Status((status.Node("node1", "mixed", "", (gpus,)),), (job,))
+    monkeypatch.setattr(demo, "read_status", lambda: seen)
+    assert json.loads(labrack_command("demo", "status", "--json").stdout) == {
+        "nodes": [
+            {
+                "name": "node1",
+                "state": "mixed",
+                "reason": "",
+                "gpus": [{"type": "rtx_4090", "used": 1, "total": 2, "temperatures_c": [31, 32]}],
+            }
+        ],
+        "jobs": [
+            {
+                "id": "7",
+                "name": "train",
+                "user": "ada",
+                "state": "running",
+                "gpus": 1,
+                "time": "0:03",
+                "where": "node1",
+            }
+        ],
+    }
+
+
+def test_down_without_a_demo(state: Path) -> None:
+    state.mkdir()
+    (state / "ansible.log").touch()
+    done = labrack_command("demo", "down")
+    assert done.exit_code == 0 and "nothing to take away" in done.stdout
+    assert not state.exists()
+
+
+def test_down_keeps_the_state_of_a_lab_that_it_cannot_reach(state: Path) -> None:
+    state.mkdir()
+    (state / "nodes.json").touch()
+    done = labrack_command("demo", "down")
+    assert done.exit_code == 1 and "no Docker engine answers" in done.stderr
+    assert (state / "nodes.json").exists()
+
+
+def test_demo_has_the_nodes_and_researchers_of_its_inventory() -> None:
+    inventory = ROOT / "inventories/demo"
+    groups = yaml.safe_load((inventory / "groups.yml").read_text())
+    hosts = {host for group in groups.values() for host in group.get("hosts", {})}
+    assert set(demo.CARDS) == hosts
+    assert {story.HEAD, story.WORKER, story.OTHER_WORKER} <= hosts
+    users = yaml.safe_load((inventory / "group_vars/all/lab.yml").read_text())["lab_users"]
+    assert {user["name"] for user in users} == {"ada", "ben"}
+
+
+def test_installed_package_carries_what_the_demo_reads() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for path in ("ansible.cfg", "inventories/demo"):
+        assert (run.home() / path).exists()
+        assert wheel["force-include"][path] == f"labrack/{path}"
+
+
+def test_state_of_an_installed_package_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert demo.state_dir() == ROOT / ".labrack/demo"
+    monkeypatch.setattr(demo, "home", lambda: Path(demo.__file__).resolve().parent)
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert demo.state_dir() == Path("/state/labrack/demo")
+
+
+def test_ssh_configuration(tmp_path: Path) -> None:
+    lab = node.Lab("lab", (node.Node("head", "lab-head", "debian13", "10.0.0.2", 2201, 0),), tmp_path / "a b")
+    file = tmp_path / "ssh_config"
+    file.write_text(ssh.config(lab, "ada", tmp_path / "researcher"))
+
+    def settings(target: str) -> dict[str, str]:
+        done = subprocess.run(["ssh", "-G", "-F", str(file), target], check=True, capture_output=True, text=True)
+        return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+
+    admin, researcher = settings("root@head"), settings("head")
+    assert (admin["user"], admin["identityfile"]) == ("root", str(lab.key))
+    assert (researcher["user"], researcher["identityfile"]) == ("ada", str(tmp_path / "researcher"))
+    for seen in (admin, researcher):
+        assert (seen["hostname"], seen["port"], seen["stricthostkeychecking"]) == ("127.0.0.1", "2201", "true")
+        assert seen["userknownhostsfile"] == str(lab.known_hosts)
+
+
+def test_story_stops_at_what_does_not_hold() -> None:
+    story.expect(True, "all is well", "")
+    with pytest.raises(story.StoryError, match=r"Expected: a card\.\nSeen: nothing"):
+        story.expect(None, "a card", " \n")
+
+
+def test_steps_off_a_terminal() -> None:
+    shown = io.StringIO()
+    progress = Progress(Console(file=shown, width=100))
+    with progress.step("Nodes") as step:
+        step.say("node1: up")
+        step.summary = "all up"
+    with pytest.raises(LabError), progress.step("Converge"):
+        raise LabError("broken")
+    lines = shown.getvalue().splitlines()
+    assert lines[:2] == ["Nodes ...", "  node1: up"]
+    assert lines[2].startswith("✓ Nodes      all up  0.")
+    assert lines[4].startswith("✗ Converge   not finished  0.")
+    assert [name for name, _ in progress.seconds] == ["Nodes"]

@@ -1,0 +1,224 @@
+"""The lab's users and groups: any registry after any other, on a simulated node."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.labrack.infra.plugins.module_utils import users_plan
+from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, observe_file
+from ansible_collections.labrack.infra.plugins.module_utils.users_plan import Account, Group, Node, Registry
+from ansible_collections.labrack.infra.plugins.modules import lab_users
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKg3v7x0Zl9d4cXkFtJ0k1cYp3mUqQH2N5oB8rWwT6eS"
+OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHr0Zl9d4cXkFtJ0k1cYp3mUqQH2N5oB8rWwT6eSKg3v laptop"
+#: A fresh machine: an admin, and a system group into which the admin put people by hand.
+FRESH = Node(
+    accounts={"root": Account(0, 0, "/root"), "admin": Account(1000, 1000, "/home/admin")},
+    groups={"root": Group(0), "admin": Group(1000), "docker": Group(998, frozenset({"ada", "admin"}))},
+    homes={"/home/admin": 1000},
+)
+
+
+def registry(users: list[dict[str, Any]], groups: list[dict[str, Any]] | None = None) -> Registry:
+    return Registry.read(users, groups or [])
+
+
+def apply(node: Node, wanted: Registry, changes: list[Change], exclusive: bool = True) -> Node:
+    """Make the changes on a simulated node, which understands the commands as a real one does."""
+    users = {user.name: user for user in wanted.users}
+    accounts, groups, homes, keys = dict(node.accounts), dict(node.groups), dict(node.homes), dict(node.keys)
+    sudoers, record = node.sudoers, node.record
+    for change in changes:
+        verb, *rest = change.step
+        if verb == "home":
+            homes[users_plan.home_of(node, users[rest[0]])] = accounts[rest[0]].uid
+        elif verb == "keys":
+            state = users_plan.wanted_keys(node, users[rest[0]], exclusive)
+            keys.pop(rest[0], None)
+            if state:
+                assert users_plan.home_of(node, users[rest[0]]) in homes
+                keys[rest[0]] = state
+        elif verb in ("write", "remove"):
+            if rest[0] == users_plan.SUDOERS:
+                sudoers = users_plan.wanted_sudoers(wanted)
+            else:
+                record = users_plan.wanted_record(node, wanted)
+        else:
+            run(rest, accounts, groups)
+    return Node(accounts, groups, homes, keys, sudoers, record)
+
+
+def run(argv: list[str], accounts: dict[str, Account], groups: dict[str, Group]) -> None:
+    command, *rest = argv
+    name = rest[-1]
+    options = dict(itertools.pairwise(rest))
+    if command == "groupadd":
+        assert name not in groups and int(options["--gid"]) not in {group.gid for group in groups.values()}
+        groups[name] = Group(int(options["--gid"]))
+    elif command == "useradd":
+        uid, gid = int(options["--uid"]), int(options["--gid"])
+        assert uid not in {account.uid for account in accounts.values()} and gid in {g.gid for g in groups.values()}
+        assert options["--password"] == "*"
+        accounts[name] = Account(uid, gid, options["--home-dir"], options["--comment"])
+    elif command == "usermod" and "--gid" in options:
+        accounts[name] = replace(accounts[name], gid=int(options["--gid"]))
+    elif command == "usermod" and "--comment" in options:
+        accounts[name] = replace(accounts[name], comment=options["--comment"])
+    elif command == "usermod":
+        accounts[name] = replace(accounts[name], no_password_yet=False)
+    else:
+        verb, user, group = rest
+        assert command == "gpasswd" and user in accounts
+        members = groups[group].members
+        groups[group] = replace(groups[group], members=members | {user} if verb == "--add" else members - {user})
+
+
+NAMED = [{"name": "vision", "gid": 3000}, {"name": "robots", "gid": 3001}]
+GROUPS = st.lists(st.sampled_from(NAMED), unique_by=lambda group: str(group["name"]))
+
+
+@st.composite
+def registries(draw: st.DrawFn) -> Registry:
+    """Any registry of three people whose numbers never change, since nothing renumbers."""
+    groups = draw(GROUPS)
+    names = [str(group["name"]) for group in groups]
+    users = []
+    for name in draw(st.lists(st.sampled_from(["ada", "bob", "cy"]), unique=True)):
+        user: dict[str, Any] = {"name": name, "uid": {"ada": 2001, "bob": 2002, "cy": 2003}[name]}
+        user["groups"] = draw(st.lists(st.sampled_from(names), unique=True)) if names else []
+        user["keys"] = draw(st.lists(st.sampled_from([KEY, OTHER_KEY]), unique=True))
+        user["gid"] = draw(st.sampled_from([None, *(group["gid"] for group in groups)]))
+        user["comment"] = draw(st.sampled_from([None, "", "Ada L"]))
+        user["sudo"] = draw(st.booleans())
+        users.append(user)
+    return Registry.read(users, groups)
+
+
+@given(registries(), registries(), st.booleans())
+def test_any_registry_after_any_other(first: Registry, then: Registry, exclusive: bool) -> None:
+    node = FRESH
+    for wanted in (first, then):
+        assert users_plan.refusals(node, wanted, "node1") == []
+        changes = users_plan.plan(node, wanted, exclusive)
+        assert {change.disruption for change in changes} <= {"none"}
+        node = apply(node, wanted, changes, exclusive)
+        assert users_plan.plan(node, wanted, exclusive) == []
+    for user in then.users:
+        account = node.accounts[user.name]
+        assert (account.uid, account.gid) == (user.uid, user.gid)
+        assert node.groups[user.group].gid == user.gid
+        assert node.homes[f"/home/{user.name}"] == user.uid
+        member = {name for name, group in node.groups.items() if user.name in group.members}
+        assert member - {"docker"} == set(user.groups)
+        held = node.keys[user.name].text.splitlines()[1:] if user.name in node.keys else []
+        assert set(user.keys) <= set(held) and (not exclusive or held == list(user.keys))
+    text = node.sudoers.text if node.sudoers else ""
+    assert {user.name for user in then.users if user.sudo} == {
+        line.split()[0] for line in text.splitlines() if not line.startswith("#")
+    }
+    assert node.groups["docker"] == FRESH.groups["docker"], "what an admin gave by hand stays"
+    left = {user.name for user in first.users} - {user.name for user in then.users}
+    assert set(users_plan.unmanaged(node, then)) == left and left <= set(node.accounts)
+
+
+@pytest.mark.parametrize(
+    ("users", "groups", "words"),
+    [
+        ([{"name": "admin", "uid": 2001}], [], ["user admin", "uid 1000", "node1", "2001", "inventory's uid to 1000"]),
+        ([{"name": "ada", "uid": 1000}], [], ["uid 1000", "ada", "admin", "node1", "another uid"]),
+        ([], [{"name": "vision", "gid": 998}], ["gid 998", "vision", "docker", "node1", "another gid"]),
+        ([], [{"name": "docker", "gid": 3000}], ["docker", "998", "node1", "3000"]),
+        ([{"name": "ada", "uid": 2001, "gid": 1000}], [], ["gid 1000", "group ada", "group admin"]),
+        ([{"name": "ada", "uid": 2001, "groups": ["nope"]}], [], ["ada", "nope", "node1", "lab_groups"]),
+    ],
+)
+def test_a_clash_is_refused_with_its_mend(
+    users: list[dict[str, Any]], groups: list[dict[str, Any]], words: list[str]
+) -> None:
+    message = " ".join(users_plan.refusals(FRESH, registry(users, groups), "node1"))
+    assert all(word in message for word in words), message
+
+
+def test_a_home_of_somebody_else_is_refused() -> None:
+    node = replace(FRESH, homes={"/home/ada": 1500})
+    (reason,) = users_plan.refusals(node, registry([{"name": "ada", "uid": 2001}]), "node1")
+    assert "/home/ada" in reason and "1500" in reason and "Mend" in reason
+
+
+def test_the_first_plan_of_a_person() -> None:
+    ada = {"name": "ada", "uid": 2001, "groups": ["vision"], "keys": [KEY], "sudo": True, "comment": "Ada"}
+    changes = users_plan.plan(FRESH, registry([ada], [{"name": "vision", "gid": 3000}]))
+    assert [change.subject for change in changes] == [
+        "group ada",
+        "group vision",
+        "user ada",
+        "user ada",
+        "directory /home/ada",
+        "file /home/ada/.ssh/authorized_keys",
+        "file /etc/sudoers.d/labrack",
+        "file /var/lib/labrack/users.json",
+    ]
+
+
+def test_the_primary_group() -> None:
+    named = {"vision": 3000, "ada": 2001}
+    assert users_plan.primary_group({"name": "bob", "uid": 2002, "gid": 3000}, named) == ("vision", 3000)
+    assert users_plan.primary_group({"name": "bob", "uid": 2002, "gid": 2500}, named) == ("bob", 2500)
+    assert users_plan.primary_group({"name": "ada", "uid": 2001}, named) == ("ada", 2001)
+
+
+def test_a_fresh_lock_is_mended_and_an_admins_lock_is_not() -> None:
+    wanted = registry([{"name": "admin", "uid": 1000}])
+    node = apply(FRESH, wanted, users_plan.plan(FRESH, wanted))
+    assert users_plan.plan(node, wanted) == []
+    node = replace(node, accounts={**node.accounts, "admin": replace(node.accounts["admin"], no_password_yet=True)})
+    (change,) = users_plan.plan(node, wanted)
+    assert change.step == ("run", "usermod", "--password", "*", "admin")
+    assert "!*" not in users_plan.NO_PASSWORD_YET
+
+
+def test_keys_that_are_there_stay_unless_exclusive() -> None:
+    wanted = registry([{"name": "admin", "uid": 1000, "keys": [KEY, OTHER_KEY]}])
+    there = FileState(f'from="10.0.0.0/8" {OTHER_KEY} renamed\n', "0600", "admin", "admin")
+    node = replace(FRESH, keys={"admin": there})
+    (admin,) = wanted.users
+    added = users_plan.wanted_keys(node, admin, exclusive=False)
+    assert added is not None and added.text == there.text + KEY + "\n"
+    alone = users_plan.wanted_keys(node, admin, exclusive=True)
+    assert alone is not None and alone.text == users_plan.KEYS_HEADER + KEY + "\n" + OTHER_KEY + "\n"
+    assert users_plan.wanted_keys(node, replace(admin, keys=()), exclusive=True) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user needs root")
+def test_keys_are_read_and_written_with_the_users_own_rights() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home, vault = Path(folder) / "home", Path(folder) / "vault"
+        (home / ".ssh").mkdir(parents=True)
+        vault.mkdir()
+        secret = vault / "secret"
+        secret.write_text("root's own\n")
+        secret.chmod(0o600)
+        link = home / ".ssh" / "authorized_keys"
+        link.symlink_to(secret)
+        Path(folder).chmod(0o755)
+        user = users_plan.User("nobody", 65534, 65534, "nogroup")
+        for path in (home, home / ".ssh"):
+            os.chown(path, user.uid, user.gid)
+        with lab_users.acting_as(user.uid, user.gid):
+            assert observe_file(link) is None
+        with pytest.raises(PermissionError):
+            lab_users.write_keys(str(link), user, FileState("x\n", "0600", "65534", "65534"))
+        assert secret.read_text() == "root's own\n" and os.geteuid() == 0
+        link.unlink()
+        lab_users.write_keys(str(link), user, FileState("x\n", "0600", "65534", "65534"))
+        assert (link.stat().st_uid, link.stat().st_mode & 0o777) == (user.uid, 0o600)

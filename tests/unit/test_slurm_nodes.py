@@ -1,0 +1,101 @@
+"""Nodes as scontrol shows them, and draining and resuming them."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.labrack.infra.plugins.module_utils.slurm_nodes import (
+    SlurmNode,
+    parse_nodes,
+    plan_drain,
+    plan_resume,
+)
+
+LINE = (
+    "NodeName={name} Arch=x86_64 CoresPerSocket=8 CPUAlloc={held} CPUEfctv=16 CPUTot=16 CPULoad=0.31 "
+    "AvailableFeatures=(null) ActiveFeatures=(null) Gres=gpu:rtx_4090:2 NodeAddr=10.0.0.1 NodeHostName={name} "
+    "Version=24.11.5 OS=Linux 6.12.43+deb13-amd64 #1 SMP PREEMPT_DYNAMIC Debian 6.12.43-1 (2026-08-27) "
+    "RealMemory=60800 AllocMem=0 FreeMem=5312 Sockets=1 Boards=1 State={state} ThreadsPerCore=2 TmpDisk=0 Weight=1 "
+    "Owner=N/A MCS_label=N/A Partitions=gpu,interactive BootTime=2026-11-22T00:30:12 LastBusyTime=2026-11-22T01:31:02 "
+    "CfgTRES=cpu=16,mem=60800M,billing=16,gres/gpu=2 AllocTRES= CurrentWatts=0 AveWatts=0 {tail}\n"
+)
+
+
+def line(name: str = "node1", state: str = "IDLE", held: int = 0, tail: str = "") -> str:
+    return LINE.format(name=name, state=state, held=held, tail=tail)
+
+
+STAMP = "[root@2026-11-22T01:31:30]"
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        ("", ""),
+        (f"Reason=labrack: configuration change {STAMP}", "labrack: configuration change"),
+        (f"Reason=new fan [slot 3] {STAMP} Comment=lent until May", "new fan [slot 3]"),
+        (f"Reason=labrack: x {STAMP} Extra=a=b ReservationName=may", "labrack: x"),
+        ("Reason=Not responding [slurm@Tomorr 01:31]", "Not responding"),
+        ("Reason=without a stamp", "without a stamp"),
+        ("Comment=no Reason given", ""),
+    ],
+)
+def test_the_reason(tail: str, reason: str) -> None:
+    assert parse_nodes(line(tail=tail))["node1"].reason == reason
+
+
+@pytest.mark.parametrize(
+    ("state", "held", "drained", "empty"),
+    [
+        ("IDLE", 0, False, True),
+        ("IDLE+DRAIN", 0, True, True),
+        ("MIXED+DRAIN", 4, True, False),
+        ("ALLOCATED", 16, False, False),
+        ("IDLE+COMPLETING+DRAIN", 0, True, False),
+        ("DOWN*+DRAIN", 0, True, True),
+        ("IDLE+DRAIN+NOT_RESPONDING", 0, True, True),
+        ("IDLE+DRAIN", 2, True, False),
+    ],
+)
+def test_states(state: str, held: int, drained: bool, empty: bool) -> None:
+    node = parse_nodes(line(state=state, held=held))["node1"]
+    assert (node.drained, node.empty) == (drained, empty)
+
+
+def test_a_silent_node_is_known_by_its_star() -> None:
+    assert parse_nodes(line(state="IDLE*"))["node1"].state == {"IDLE", "NOT_RESPONDING"}
+
+
+def test_other_output_is_no_node() -> None:
+    assert parse_nodes("No nodes in the system\n\nslurm_load_node error\n") == {}
+
+
+NODES = parse_nodes(
+    line("free")
+    + line("ours", "IDLE+DRAIN", tail=f"Reason=labrack: configuration change {STAMP}")
+    + line("admins", "MIXED+DRAIN", 4, f"Reason=labrack is great, but a fan broke {STAMP}")
+    + line("ill", "IDLE+DRAIN", tail=f"Reason=labrack-health: GPU 0000:07:00 Xid 79 {STAMP}")
+    + line("back", tail=f"Reason=labrack: configuration change {STAMP}")
+)
+EVERY = [*NODES, "unknown"]
+
+
+def test_only_a_node_in_service_is_drained() -> None:
+    steps = [change.step for change in plan_drain(NODES, EVERY, "maintenance")]
+    assert steps == [
+        ("update", f"nodename={name}", "state=drain", "reason=labrack: maintenance") for name in ("free", "back")
+    ]
+
+
+def test_only_an_own_drain_is_taken_back() -> None:
+    (change,) = plan_resume(NODES, EVERY)
+    assert change.step == ("update", "nodename=ours", "state=resume")
+
+
+def test_drain_and_resume_give_the_node_back() -> None:
+    (change,) = plan_drain(NODES, ["free"], "maintenance")
+    reason = change.step[-1].partition("=")[2]
+    drained = {"free": SlurmNode("free", frozenset({"IDLE", "DRAIN"}), reason, 0)}
+    assert plan_drain(drained, ["free"], "maintenance") == []
+    assert len(plan_resume(drained, ["free"])) == 1
+    assert plan_resume({"free": NODES["free"]}, ["free"]) == []
