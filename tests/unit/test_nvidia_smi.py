@@ -142,6 +142,9 @@ XML = """\
 			<current_mig>N/A</current_mig>
 			<pending_mig>N/A</pending_mig>
 		</mig_mode>
+		<mig_devices>
+			None
+		</mig_devices>
 		<serial>{serial}</serial>
 		<uuid>{uuid}</uuid>
 		<minor_number>0</minor_number>
@@ -149,6 +152,7 @@ XML = """\
 			<pci_bus>07</pci_bus>
 			<pci_device>00</pci_device>
 			<pci_domain>0000</pci_domain>
+			<pci_device_id>{device}</pci_device_id>
 			<pci_bus_id>00000000:07:00.0</pci_bus_id>
 		</pci>
 		<fan_speed>30 %</fan_speed>
@@ -186,8 +190,12 @@ XML = """\
 			</double_bit_retirement>
 			<pending_retirement>Yes</pending_retirement>
 		</retired_pages>
+		{rows}
 		<temperature>
 			<gpu_temp>31 C</gpu_temp>
+			<gpu_temp_tlimit>N/A</gpu_temp_tlimit>
+			<gpu_temp_max_threshold>98 C</gpu_temp_max_threshold>
+			<gpu_temp_slow_threshold>95 C</gpu_temp_slow_threshold>
 		</temperature>
 		<gpu_power_readings>
 			<average_power_draw>22.50 W</average_power_draw>
@@ -195,7 +203,13 @@ XML = """\
 			<current_power_limit>300.00 W</current_power_limit>
 			<requested_power_limit>300.00 W</requested_power_limit>
 			<default_power_limit>300.00 W</default_power_limit>
+			<min_power_limit>100.00 W</min_power_limit>
+			<max_power_limit>300.00 W</max_power_limit>
 		</gpu_power_readings>
+		<fabric>
+			<state>N/A</state>
+			<status>N/A</status>
+		</fabric>
 		<processes>
 			<process_info>
 				<gpu_instance_id>N/A</gpu_instance_id>
@@ -211,16 +225,41 @@ XML = """\
 """
 
 
-def test_xml(machine: Machine) -> None:
+ROWS = """\
+<remapped_rows>
+			<remapped_row_corr>4</remapped_row_corr>
+			<remapped_row_unc>1</remapped_row_unc>
+			<remapped_row_pending>Yes</remapped_row_pending>
+			<remapped_row_failure>No</remapped_row_failure>
+		</remapped_rows>"""
+
+
+@pytest.mark.parametrize(
+    ("on_bus", "remapped", "device", "rows"),
+    [
+        (False, None, "N/A", "<remapped_rows>N/A</remapped_rows>"),
+        (True, {"corrected": 4, "uncorrected": 1, "pending": True, "failure": False}, "223010DE", ROWS),
+    ],
+)
+def test_xml(machine: Machine, on_bus: bool, remapped: dict[str, Any] | None, device: str, rows: str) -> None:
+    if on_bus:
+        folder = machine.root / "run/labrack-testnode/sys/bus/pci/devices/0000:07:00.0"
+        folder.mkdir(parents=True)
+        (folder / "device").write_text("0x2230\n")
+        (folder / "vendor").write_text("0x10de\n")
     card = machine.document["gpus"][0]
     card["ecc"]["volatile_uncorrected"] = 3
+    card["remapped_rows"] = remapped
     card["retired_pages"] = {"single_bit": 1, "double_bit": 2, "pending": True}
     busy(machine, os.getpid())
     status, text = machine.run("-q", "-x", "-i", "0")
     lines = text.splitlines()
     lines[3] = "\t<timestamp>*</timestamp>"
     assert status == 0
-    assert lines == XML.format(serial=card["serial"], uuid=card["uuid"], pid=os.getpid()).splitlines()
+    assert (
+        lines
+        == XML.format(serial=card["serial"], uuid=card["uuid"], pid=os.getpid(), device=device, rows=rows).splitlines()
+    )
 
 
 FIELDS = (

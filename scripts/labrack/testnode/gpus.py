@@ -12,6 +12,7 @@ The document is /etc/labrack-testnode/gpus.json on the node. The stand-in nvidia
                "ecc": null or {"mode": "Enabled", "volatile_corrected": 0, "volatile_uncorrected": 0,
                                "aggregate_corrected": 0, "aggregate_uncorrected": 0},
                "retired_pages": null or {"single_bit": 0, "double_bit": 0, "pending": false},
+               "remapped_rows": null or {"corrected": 0, "uncorrected": 0, "pending": false, "failure": false},
                "processes": [{"pid": 123, "name": "python3", "memory_mib": 512}]}]}
 
 ``xids`` are the Xid errors of a card since the node's last boot, in order; a new one is also written to the node's
@@ -91,6 +92,7 @@ def _card(owner: str, minor: int, spec: GpuSpec) -> dict[str, Any]:
         "xids": [],
         "ecc": {"mode": "Enabled", **dict.fromkeys(counters, 0)} if spec.ecc else None,
         "retired_pages": None,
+        "remapped_rows": None,
         "processes": [],
     }
 

@@ -19,8 +19,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from ansible_collections.labrack.infra.plugins.module_utils import hardware_observe
+from ansible_collections.labrack.infra.plugins.module_utils.driver_observe import (
+    DRIVER_PACKAGES,
+    observe_driver,
+    observe_kernels,
+    secure_boot,
+)
+from ansible_collections.labrack.infra.plugins.module_utils.gpu_details import gpu_details, kernel_log, kernel_xids
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import read_text, run
-from ansible_collections.labrack.infra.plugins.module_utils.nvidia_observe import Runner, observe_nvidia, run_smi
+from ansible_collections.labrack.infra.plugins.module_utils.nvidia_observe import SMI, Runner, observe_nvidia, run_smi
+from ansible_collections.labrack.infra.plugins.module_utils.runtime_observe import (
+    RUNTIME_PACKAGES,
+    observe_conflicts,
+    observe_runtime,
+)
 
 ROOT = Path("/")
 
@@ -66,12 +79,23 @@ def observe_node(
     """Return the facts of the module ``node_facts`` (its RETURN block has the schema)."""
     system = os_release(root)
     container, virt = virtualization(root, runner)
-    gpus, nvidia = observe_nvidia(root, smi_runner)
+    kernel = _line(root / "proc/sys/kernel/osrelease")
+    # one question to the package database for all that want to know
+    installed = installed_packages([*packages, *RUNTIME_PACKAGES, *DRIVER_PACKAGES], system["family"], runner)
+    smi = smi_runner(SMI)
+    gpus, nvidia = observe_nvidia(root, lambda _argv: smi)
+    xids = kernel_xids(kernel_log(root)) if nvidia["state"] != "absent" else {}
+    details = gpu_details(gpus, smi.out, xids, root, smi_runner)
+    kernels, flavour = observe_kernels(root, kernel, runner)
     return {
         "hostname": _line(root / "proc/sys/kernel/hostname"),
         "machine_id": _line(root / "etc/machine-id"),
         "os": system,
-        "kernel": _line(root / "proc/sys/kernel/osrelease"),
+        "dgx_os": hardware_observe.dgx_os(root),
+        "model": hardware_observe.model(root),
+        "kernel": kernel,
+        "kernels": kernels,
+        "secure_boot": secure_boot(root),
         "arch": platform.machine(),
         "container": container,
         "virt": virt,
@@ -80,12 +104,18 @@ def observe_node(
         "cpu": cpu_topology(root),
         "memory_mib": memory_mib(root),
         "addresses": addresses(runner),
-        "gpus": gpus,
-        "nvidia": nvidia,
+        "iommu": hardware_observe.iommu(root),
+        "nics": hardware_observe.nics(root),
+        "rdma": hardware_observe.rdma(root),
+        "disks": hardware_observe.disks(root),
+        "gpus": [{**gpu, **more} for gpu, more in zip(gpus, details)],
+        "nvidia": observe_driver(root, nvidia, gpus, smi.out, installed, kernels, flavour, xids),
+        "runtime": observe_runtime(root, installed),
+        "conflicts": observe_conflicts(root),
         "cgroup": control_groups(root),
         "users": users(),
         "groups": groups(),
-        "packages": installed_packages(packages, system["family"], runner),
+        "packages": {name: installed[name] for name in packages if name in installed},
         "time_sync": time_sync(root),
     }
 
@@ -225,11 +255,11 @@ def groups() -> list[dict[str, Any]]:
 
 
 def installed_packages(names: Sequence[str], family: str, runner: Runner = run) -> dict[str, str]:
-    """Return the versions of those named packages that are installed, from dpkg or (family "redhat") rpm."""
+    """Return the versions of the installed packages, from dpkg or (family "redhat") rpm; a name may hold ``*``."""
     if not names:
         return {}
     if family == "redhat":
-        query = ["rpm", "-q", "--queryformat", "%{NAME}\\t%{EVR}\\tinstalled\\n", *names]
+        query = ["rpm", "-qa", "--queryformat", "%{NAME}\\t%{EVR}\\tinstalled\\n", *names]
     else:
         query = ["dpkg-query", "-W", "-f", "${Package}\\t${Version}\\t${db:Status-Status}\\n", *names]
     found = {}

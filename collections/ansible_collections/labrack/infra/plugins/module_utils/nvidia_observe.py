@@ -29,6 +29,12 @@ DRIVER_PROC = "proc/driver/nvidia"
 #: A container can't have files in /proc: the test node keeps the driver's files here, read only where /proc has none.
 TESTNODE_DRIVER_PROC = "run/labrack-testnode/proc/driver/nvidia"
 
+PCI_BUS = "sys/bus/pci/devices"
+#: Nor in /sys: the same for the PCI bus, read only where /sys shows no NVIDIA display controller.
+TESTNODE_PCI_BUS = "run/labrack-testnode/sys/bus/pci/devices"
+#: VGA and 3D controllers.
+DISPLAY_CLASSES = ("0x0300", "0x0302")
+
 _LOST = re.compile(
     r"GPU is lost|Unable to determine the device handle|fallen off the bus|GPU requires reset", re.IGNORECASE
 )
@@ -36,7 +42,7 @@ _MISMATCH = re.compile(r"driver/library version mismatch", re.IGNORECASE)
 _NO_DRIVER = re.compile(r"couldn't communicate with the NVIDIA driver|driver is not loaded", re.IGNORECASE)
 _GPU_BLOCK = re.compile(r"<gpu id=.*?</gpu>", re.DOTALL)
 _PCI = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f])", re.IGNORECASE)
-_VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
+VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
 
 
 class Gpu(TypedDict):
@@ -55,6 +61,14 @@ class Gpu(TypedDict):
     device: str | None
     mig: bool
     slurm_type: str | None
+
+
+class PciDevice(TypedDict):
+    """A device of NVIDIA's on the bus: ``address`` (0000:07:00.0), ``device`` (2230) and ``kind`` (0x030000)."""
+
+    address: str
+    device: str
+    kind: str
 
 
 class Nvidia(TypedDict):
@@ -118,25 +132,34 @@ def parse_smi(text: str) -> list[Gpu]:
 
     Each ``<gpu>`` element is read by itself: messages between them and a truncated end cost only the card they hit.
     """
-    cards: list[Gpu] = []
+    return [
+        _gpu(
+            index,
+            value(element, "product_name") or "",
+            minor=number(value(element, "minor_number")),
+            uuid=value(element, "uuid"),
+            memory_mib=number(value(element, "fb_memory_usage/total")),
+            pci=element_address(element),
+            mig=value(element, "mig_mode/current_mig") == "Enabled",
+        )
+        for index, element in gpu_elements(text)
+    ]
+
+
+def gpu_elements(text: str) -> list[tuple[int, ElementTree.Element]]:
+    """Return the readable ``<gpu>`` elements of ``nvidia-smi -q -x`` with their index."""
+    elements = []
     for index, block in enumerate(_GPU_BLOCK.findall(text)):
         try:
-            element = ElementTree.fromstring(block)  # noqa: S314  (the node's own nvidia-smi)
+            elements.append((index, ElementTree.fromstring(block)))  # noqa: S314  (the node's own nvidia-smi)
         except (ElementTree.ParseError, ValueError):
             continue
-        name = _value(element, "product_name") or ""
-        cards.append(
-            _gpu(
-                index,
-                name,
-                minor=_number(_value(element, "minor_number")),
-                uuid=_value(element, "uuid"),
-                memory_mib=_number(_value(element, "fb_memory_usage/total")),
-                pci=_pci(_value(element, "pci/pci_bus_id") or element.get("id") or ""),
-                mig=_value(element, "mig_mode/current_mig") == "Enabled",
-            )
-        )
-    return cards
+    return elements
+
+
+def element_address(element: ElementTree.Element) -> str | None:
+    """Return the PCI address of a ``<gpu>`` element as /sys writes it, None for a GPU that is on no bus (Orin)."""
+    return _pci(value(element, "pci/pci_bus_id") or element.get("id") or "")
 
 
 def driver_cards(root: Path = Path("/")) -> list[Gpu]:
@@ -152,7 +175,7 @@ def driver_cards(root: Path = Path("/")) -> list[Gpu]:
             _gpu(
                 len(cards),
                 fields.get("Model", ""),
-                minor=_number(fields.get("Device Minor")),
+                minor=number(fields.get("Device Minor")),
                 uuid=uuid if uuid and "?" not in uuid else None,
                 pci=_pci(path.parent.name),
             )
@@ -163,13 +186,20 @@ def driver_cards(root: Path = Path("/")) -> list[Gpu]:
 def pci_cards(root: Path = Path("/")) -> list[Gpu]:
     """Return NVIDIA's display controllers (PCI class 0x0300 and 0x0302) by bus address; they have no product name."""
     cards: list[Gpu] = []
-    for path in sorted((root / "sys/bus/pci/devices").glob("*")):
-        vendor, kind, device = ((read_text(path / name) or "").strip() for name in ("vendor", "class", "device"))
-        if vendor == "0x10de" and kind[:6] in ("0x0300", "0x0302"):
-            card = _gpu(len(cards), f"PCI device 10de:{device[2:]}", pci=path.name)
+    for device in nvidia_devices(root):
+        if device["kind"].startswith(DISPLAY_CLASSES):
+            card = _gpu(len(cards), f"PCI device 10de:{device['device']}", pci=device["address"])
             card["slurm_type"] = None
             cards.append(card)
     return cards
+
+
+def nvidia_devices(root: Path = Path("/")) -> list[PciDevice]:
+    """Return NVIDIA's devices on the PCI bus by address; those of the test node where /sys has no NVIDIA card."""
+    devices = _bus(root / PCI_BUS)
+    if any(device["kind"].startswith(DISPLAY_CLASSES) for device in devices):
+        return devices
+    return _bus(root / TESTNODE_PCI_BUS) or devices
 
 
 def has_device_files(root: Path = Path("/")) -> bool:
@@ -190,11 +220,16 @@ def merge(listed: Iterable[Gpu], known: Iterable[Gpu]) -> list[Gpu]:
 def driver_version(root: Path = Path("/"), smi_output: str = "") -> str | None:
     """Return the driver's version: nvidia-smi's own word, else that of the loaded kernel module, else None."""
     said = re.search(r"<driver_version>([^<]*)</driver_version>", smi_output)
-    for text in (said.group(1) if said else "", read_text(_driver_proc(root) / "version") or ""):
-        found = _VERSION.search(text)
+    for text in (said.group(1) if said else "", module_text(root)):
+        found = VERSION.search(text)
         if found:
             return found.group()
     return None
+
+
+def module_text(root: Path = Path("/")) -> str:
+    """Return what the loaded kernel module says of itself (/proc/driver/nvidia/version), "" when none is loaded."""
+    return read_text(_driver_proc(root) / "version") or ""
 
 
 def _driver_proc(root: Path) -> Path:
@@ -224,14 +259,14 @@ def _gpu(
     )
 
 
-def _value(element: ElementTree.Element, path: str) -> str | None:
-    """The text of a child, or None where it is missing or nvidia-smi has nothing to say."""
+def value(element: ElementTree.Element, path: str) -> str | None:
+    """Return the text of a child, or None where it is missing or nvidia-smi has nothing to say."""
     text = (element.findtext(path) or "").strip()
     return None if text in ("", "N/A", "[N/A]", "Not Supported") else text
 
 
-def _number(text: str | None) -> int | None:
-    """The leading number of "81559 MiB"."""
+def number(text: str | None) -> int | None:
+    """Return the leading number of "81559 MiB", None without one."""
     found = re.match(r"[0-9]{1,12}", text or "")
     return int(found.group()) if found else None
 
@@ -242,6 +277,18 @@ def _pci(text: str) -> str | None:
     if not found:
         return None
     return f"{int(found.group(1), 16):04x}:{found.group(2).lower()}"
+
+
+def _bus(folder: Path) -> list[PciDevice]:
+    return [
+        PciDevice(address=path.name, device=_hex(path / "device")[2:], kind=_hex(path / "class"))
+        for path in sorted(folder.glob("*"))
+        if _hex(path / "vendor") == "0x10de"
+    ]
+
+
+def _hex(path: Path) -> str:
+    return (read_text(path) or "").strip().lower()
 
 
 def _message(text: str) -> str:

@@ -12,6 +12,7 @@ description:
   - Reads a node in one call and returns it as the fact C(labrack_node).
   - Processors and memory are counted as C(slurmd -C) counts them.
   - A broken GPU or driver is a fact and never a failure.
+  - What needs root to be read (kernel log, running containers) is left out for other users.
 options:
   packages:
     description: Names of packages; those that are installed are returned with their version.
@@ -66,10 +67,33 @@ ansible_facts:
           description: C(id), C(version), C(codename), C(family) (C(debian), C(redhat) or the id) and C(pretty) name.
           returned: always
           type: dict
+        dgx_os:
+          description: The version of DGX OS, null on any other system.
+          returned: always
+          type: str
+        model:
+          description: The machine's product name, empty where the firmware does not tell.
+          returned: always
+          type: str
         kernel:
           description: The kernel's release.
           returned: always
           type: str
+        kernels:
+          description:
+            - The installed kernels, oldest first, each with C(release), C(running), C(headers) (those to build modules
+              against are there) and C(nvidia), the version of its C(nvidia) module or null.
+          returned: always
+          type: list
+          elements: dict
+        secure_boot:
+          description:
+            - C(state) is C(enabled), C(disabled), C(unsupported) (no UEFI) or null where it can't be told, as in a
+              container.
+            - C(mok) says that a key with which modules can be signed lies on the disk. It does not say that the firmware
+              trusts this key; C(mokutil --test-key) does.
+          returned: always
+          type: dict
         arch:
           description: The machine's architecture, as C(uname -m) prints it.
           returned: always
@@ -102,11 +126,47 @@ ansible_facts:
           description: C(default_ipv4), the address towards the default route or null, and C(ipv4), all but loopback.
           returned: always
           type: dict
+        iommu:
+          description: Whether an IOMMU is in use.
+          returned: always
+          type: bool
+        nics:
+          description:
+            - The network cards, each with C(name), C(speed_mbit) (null without a link, and where the driver does not
+              tell), C(mtu), C(driver) and C(up). Bridges and other virtual ones are left out.
+          returned: always
+          type: list
+          elements: dict
+        rdma:
+          description: The names of the InfiniBand and RoCE devices.
+          returned: always
+          type: list
+          elements: str
+        disks:
+          description:
+            - The mounted local file systems, each with C(mount), C(device), C(fstype), C(size_mib) and C(free_mib).
+            - File systems of a server are never asked, as the answer could take for ever.
+          returned: always
+          type: list
+          elements: dict
         gpus:
           description:
             - The cards, each with C(index), C(minor), C(uuid), C(name), C(memory_mib), C(pci), C(device), C(mig) and
               C(slurm_type), the type to name in Slurm.
             - C(memory_mib) is null where the card shares the machine's memory, C(slurm_type) where no driver names it.
+            - C(pci_id) is like C(10de:2230), C(generation) one of C(kepler), C(maxwell), C(pascal), C(volta), C(turing),
+              C(ampere), C(ada), C(hopper) and C(blackwell); null for a card that is on no PCI bus or not in the table.
+            - C(power_limit_w), C(power_default_w), C(power_max_w), C(power_draw_w), C(temperature_c) and
+              C(temperature_slowdown_c) are null where the card does not tell. Of a card that only tells how far it is
+              from slowing down, C(temperature_slowdown_c) is that distance above C(temperature_c).
+            - C(ecc) is null where there is none, else C(enabled) and the errors since the driver was loaded,
+              C(corrected) and C(uncorrected), null while it is off.
+            - C(retired_pages) is null where the card does not tell, else C(count) of the pages (until Turing) or rows
+              (since Ampere) taken out of use, C(pending) when a reset would take more, and C(failure) when a row found
+              no spare one; C(failure) is null for pages.
+            - C(mig_instances) have C(name) (C(3g.20gb)), C(uuid) and C(memory_mib).
+            - C(xids) are the last 100 errors of the card in the kernel log, in order.
+            - C(processes) have C(pid), C(name) (the program alone, without arguments) and C(memory_mib).
           returned: always
           type: list
           elements: dict
@@ -115,8 +175,34 @@ ansible_facts:
             - C(state) of the driver, its C(driver) version or null, and the C(message) of C(nvidia-smi).
             - The states are C(ok), C(absent) (no card), C(no_driver), C(mismatch) (library and kernel module differ),
               C(lost) (a card is unreachable; the others are listed) and C(error).
+            - C(module) and C(flavour) (C(open), C(proprietary)) of the loaded kernel module, C(library) the version of
+              the library that programs load, C(module_on_disk) and C(flavour_on_disk) of the running kernel's module;
+              null for what is not there.
+            - C(packages) of the driver, with versions.
+            - C(mismatch) when loaded module and library differ; C(reboot_needed) when the loaded module is not the one
+              that was installed, or nouveau is in its place; C(reason) says why, and is empty otherwise.
+            - C(lost) are the unreachable cards, each with C(pci) and C(xids).
+            - C(nvswitch) when there is one on the PCI bus, which those for Blackwell are not. C(nvlink) when the cards
+              are joined through NVSwitches, false for a single card, null where it can't be told.
+            - C(fabric_manager) has the C(version) of its package or null, and whether it is C(active).
+            - C(nouveau) when that driver is loaded; C(persistence) when the driver stays loaded for all cards.
           returned: always
           type: dict
+        runtime:
+          description:
+            - C(docker) has C(version), C(package) (C(docker-ce), C(docker.io) or C(snap)), C(active), C(live_restore) and
+              C(runtimes) as C(daemon.json) has them (C(live_restore) is null where that file can't be read as JSON or
+              there is no Docker), and C(containers), the number of running ones or null.
+            - C(containerd), C(toolkit) (NVIDIA's) and C(podman) are versions of packages, or null.
+          returned: always
+          type: dict
+        conflicts:
+          description:
+            - What else hands out GPUs or has a Docker of its own, each with C(what) and C(why) (orchestrators that run
+              or are enabled, snap's Docker). The lab's own orchestrator is listed as well.
+          returned: always
+          type: list
+          elements: dict
         cgroup:
           description:
             - C(mode) (C(v2), C(v1), C(hybrid) or C(none)), the C(controllers) that a daemon can use, whether all are
