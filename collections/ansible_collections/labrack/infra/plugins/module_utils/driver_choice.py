@@ -12,13 +12,14 @@ release notes of R590 and R620 for what they no longer drive, Ubuntu's and Debia
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable
 
 from ansible_collections.labrack.infra.plugins.module_utils.apt_source import Source
+from ansible_collections.labrack.infra.plugins.module_utils.driver_observe import MOK_KEYS
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import Done
 
 #: NVIDIA's branches that are or were installable from its repositories, oldest first.
@@ -186,21 +187,16 @@ def choose(machine: Machine, wish: Wish) -> tuple[Choice | None, list[Problem]]:
     return Choice(source, branch, wish.version, flavour, wish.desktop, dkms, machine.nvswitch), []
 
 
-def signed_only(runner: Callable[[list[str]], Done], root: Path = Path("/")) -> bool:
+def signed_only(secure_boot: Mapping[str, Any], runner: Callable[[list[str]], Done], root: str = "/") -> bool:
     """Return whether the kernel takes only modules signed by known keys, and none of this machine's own is known.
 
-    The variable's last byte is 1 while Secure Boot is on (UEFI specification, 3.3); mokutil(1) knows enrolled keys.
+    ``secure_boot`` is the fact of that name; mokutil(1) knows which keys are enrolled.
     """
-    try:
-        state = (root / "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c").read_bytes()
-    except OSError:
+    if secure_boot["state"] != "enabled":
         return False
-    if state[-1:] != b"\x01":
-        return False
-    keys = [root / "var/lib/dkms/mok.pub", root / "var/lib/shim-signed/mok/MOK.der"]
-    return not any(
-        "already enrolled" in runner(["mokutil", "--test-key", str(key)]).out for key in keys if key.exists()
-    )
+    keys = [os.path.join(root, path) for path in MOK_KEYS]
+    there = [key for key in keys if os.path.exists(key)]
+    return not any("already enrolled" in runner(["mokutil", "--test-key", key]).out for key in there)
 
 
 def branch_of(version: str | None) -> str:

@@ -124,13 +124,13 @@ reboot:
   type: list
   elements: str
 driver:
-  description: C(version), C(branch), C(flavour) and C(source) of the driver, and the C(previous) version.
+  description:
+    - C(version), C(branch), C(flavour) and C(source) of the driver, the C(previous) version, the number of C(cards).
   returned: success
   type: dict
 """
 
 import os
-import platform
 from dataclasses import replace
 from typing import Any
 
@@ -148,7 +148,6 @@ from ansible_collections.labrack.infra.plugins.module_utils import (
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, consent, converge
 from ansible_collections.labrack.infra.plugins.module_utils.driver_choice import Choice, Machine, Wish
 from ansible_collections.labrack.infra.plugins.module_utils.driver_plan import Card, Observed, Record, Wanted
-from ansible_collections.labrack.infra.plugins.module_utils.nvidia_observe import observe_nvidia
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
     ServiceError,
     act,
@@ -196,10 +195,8 @@ class Driver:
 
     def observe(self) -> Observed:
         """Read packages, files, services, module and cards (ValueError for a damaged record)."""
-        found, state = observe_nvidia()
-        gpus: list[dict[str, Any]] = [dict(gpu) for gpu in found]
-        nvidia: dict[str, Any] = dict(state)
-        self.gpus, self.nvidia = gpus, nvidia
+        self.facts = node_observe.observe_node()
+        nvidia = self.facts["nvidia"]
         record = node_io.observe_file(driver_plan.RECORD)
         names = (driver_plan.PREFERENCES, driver_plan.UNATTENDED, driver_plan.MODPROBE, driver_plan.POWER_UNIT)
         files = {path: node_io.observe_file(path) for path in (*names, COMPONENTS, driver_dnf.REPO_FILE)}
@@ -207,14 +204,14 @@ class Driver:
             packages=self.tools.observe(),
             files=files,
             services=observe_services(list(UNITS)),
-            loaded=nvidia.get("module"),
-            on_disk=nvidia.get("module_on_disk"),
-            library=nvidia.get("library"),
-            nouveau=bool(nvidia.get("nouveau")),
-            in_use=any(gpu.get("processes") for gpu in gpus),
+            loaded=nvidia["module"],
+            on_disk=nvidia["module_on_disk"],
+            library=nvidia["library"],
+            nouveau=nvidia["nouveau"],
+            in_use=any(gpu["processes"] for gpu in self.facts["gpus"]),
             cards=tuple(
-                Card(gpu["uuid"] or "", gpu["slurm_type"] or "", gpu.get("power_limit_w"))
-                for gpu in gpus
+                Card(gpu["uuid"], gpu["slurm_type"] or "", gpu["power_limit_w"])
+                for gpu in self.facts["gpus"]
                 if gpu["uuid"]
             ),
             record=Record.read(record.text if record else None),
@@ -228,17 +225,8 @@ class Driver:
 
     def machine(self, seen: Observed) -> Machine:
         """Return the machine as :func:`driver_choice.choose` wants it."""
-        facts = {
-            "os": self.system,
-            "arch": platform.machine(),
-            "gpus": self.gpus,
-            "nvidia": self.nvidia,
-            "kernel": self.kernel,
-            "dgx_os": node_io.read_text("/etc/dgx-release"),
-            "container": node_observe.virtualization()[0],
-        }
-        ours = bool(seen.record.brought)
-        return driver_choice.machine_from_facts(facts, ours, driver_choice.signed_only(node_io.run))
+        signed_only = driver_choice.signed_only(self.facts["secure_boot"], node_io.run)
+        return driver_choice.machine_from_facts(self.facts, bool(seen.record.brought), signed_only)
 
     def want(self, seen: Observed) -> Wanted:
         """Return the wanted state; :class:`Refused` when no driver fits."""
@@ -254,7 +242,7 @@ class Driver:
             version = driver_plan.version_in(previous)
             choice = Choice("nvidia", driver_choice.branch_of(version), version)
             return Wanted(rollback=True, choice=choice, files=self.files(choice), hold=params["hold"], power=power)
-        if not self.gpus:
+        if not self.facts["gpus"]:
             return Wanted(has_gpus=False, hold=params["hold"], persistence=False)
         wish = Wish(params["source"], params["branch"], params["version"], params["flavour"], params["desktop"])
         chosen, problems = driver_choice.choose(machine, wish)
@@ -316,6 +304,7 @@ class Driver:
                 "flavour": choice.flavour,
                 "source": choice.source,
                 "previous": driver_plan.version_in(seen.record.previous),
+                "cards": len(self.facts["gpus"]),
             },
         }
 
