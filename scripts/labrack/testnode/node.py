@@ -53,6 +53,12 @@ class NodeSpec:
     #: A key of :data:`.image.SYSTEMS`.
     system: str = "debian13"
     gpus: tuple[GpuSpec, ...] = ()
+    #: NVIDIA's driver is there and loaded; without it the cards are on the bus, and packages bring the driver.
+    driver: bool = True
+    #: The kernel's own module has the cards until it is blacklisted; only without ``driver``.
+    nouveau: bool = False
+    #: How many NVSwitches are on the bus.
+    nvswitches: int = 0
 
 
 @dataclass(frozen=True)
@@ -258,10 +264,12 @@ def run_flags(lab: str, node: NodeSpec, port: int) -> list[str]:
 
 
 def network_name(lab: str) -> str:
+    """The name of a lab's Docker network."""
     return f"{lab}-net"
 
 
 def container_name(lab: str, node: str) -> str:
+    """The name of a node's container, or of what else runs in the lab's network."""
     return f"{lab}-{node}"
 
 
@@ -301,7 +309,8 @@ def _start(lab: Lab, spec: NodeSpec, image: str, port: int, say: Say) -> Node:
     started = time.monotonic()
     container = container_name(lab.name, spec.name)
     docker("create", *run_flags(lab.name, spec, port), image)
-    document = gpus.document(f"{lab.name}/{spec.name}", spec.gpus)
+    owner = f"{lab.name}/{spec.name}"
+    document = gpus.document(owner, spec.gpus, spec.driver, spec.nouveau, spec.nvswitches)
     _copy(
         container,
         {
