@@ -28,8 +28,10 @@ from .testnode.image import ensure_image
 LAB = "labrack-demo"
 PLAYBOOK = "labrack.infra.closet"
 
-A100 = GpuSpec("NVIDIA A100-SXM4-80GB", memory_mib=81920, power_limit_w=400.0, mig=True)
-RTX_4090 = GpuSpec("NVIDIA GeForce RTX 4090", memory_mib=24564, power_limit_w=450.0, ecc=False)
+A100 = GpuSpec(
+    "NVIDIA A100-SXM4-80GB", memory_mib=81920, power_limit_w=400.0, mig=True, pci_device="0x20b2", pci_class="0x030200"
+)
+RTX_4090 = GpuSpec("NVIDIA GeForce RTX 4090", memory_mib=24564, power_limit_w=450.0, ecc=False, pci_device="0x2684")
 RTX_A6000 = GpuSpec("NVIDIA RTX A6000", memory_mib=49140, power_limit_w=300.0)
 #: The nodes of inventories/demo, with their cards.
 CARDS: Mapping[str, tuple[GpuSpec, ...]] = {"head": (), "node1": (A100, A100), "node2": (RTX_4090, RTX_A6000)}

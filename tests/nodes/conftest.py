@@ -40,8 +40,10 @@ ORDER = (
     "test_undo",
     "test_molecule",
 )
-A100 = GpuSpec("NVIDIA A100-SXM4-80GB", memory_mib=81920, power_limit_w=400.0, mig=True)
-RTX_4090 = GpuSpec("NVIDIA GeForce RTX 4090", memory_mib=24564, power_limit_w=450.0, ecc=False)
+A100 = GpuSpec(
+    "NVIDIA A100-SXM4-80GB", memory_mib=81920, power_limit_w=400.0, mig=True, pci_device="0x20b2", pci_class="0x030200"
+)
+RTX_4090 = GpuSpec("NVIDIA GeForce RTX 4090", memory_mib=24564, power_limit_w=450.0, ecc=False, pci_device="0x2684")
 RTX_A6000 = GpuSpec()
 SYSTEM = os.environ.get("LABRACK_NODE_SYSTEM", "debian13")
 LAB = os.environ.get("LABRACK_TEST_LAB", "labrack-test")

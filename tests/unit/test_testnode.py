@@ -252,7 +252,7 @@ def test_node_argument(text: str, spec: node.NodeSpec) -> None:
 
 @pytest.mark.parametrize("text", ["w1:gpus=two", "w1:cpus=2", "w1:system="])
 def test_wrong_node_argument(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="expected gpus=NUMBER or system=SYSTEM"):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected gpus=NUMBER, system=SYSTEM or driver="):
         parse_node(text)
 
 

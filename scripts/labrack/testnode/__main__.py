@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import node
@@ -15,17 +16,23 @@ from .gpus import GpuSpec
 
 
 def parse_node(text: str) -> node.NodeSpec:
-    """A node from ``NAME[:gpus=N][:system=SYSTEM]``; raises :class:`argparse.ArgumentTypeError`."""
+    """A node from ``NAME[:gpus=N][:system=SYSTEM][:driver=DRIVER]``; raises :class:`argparse.ArgumentTypeError`.
+
+    ``driver`` is ``loaded`` (the default), ``none``, or ``nouveau`` for a node where that module has the cards.
+    """
     name, *settings = text.split(":")
     spec = node.NodeSpec(name)
     for setting in settings:
         key, _, value = setting.partition("=")
         if key == "gpus" and value.isdecimal():
-            spec = node.NodeSpec(name, spec.system, (GpuSpec(),) * int(value))
+            spec = replace(spec, gpus=(GpuSpec(),) * int(value))
         elif key == "system" and value:
-            spec = node.NodeSpec(name, value, spec.gpus)
+            spec = replace(spec, system=value)
+        elif key == "driver" and value in ("loaded", "none", "nouveau"):
+            spec = replace(spec, driver=value == "loaded", nouveau=value == "nouveau")
         else:
-            raise argparse.ArgumentTypeError(f"{setting!r} in {text!r}: expected gpus=NUMBER or system=SYSTEM")
+            expected = "gpus=NUMBER, system=SYSTEM or driver=loaded|none|nouveau"
+            raise argparse.ArgumentTypeError(f"{setting!r} in {text!r}: expected {expected}")
     return spec
 
 
@@ -48,7 +55,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         command.add_argument(
             "--state", required=True, type=Path, help="directory for its key, host keys and nodes.json"
         )
-    up.add_argument("--node", required=True, action="append", type=parse_node, metavar="NAME[:gpus=N][:system=SYSTEM]")
+    form = "NAME[:gpus=N][:system=SYSTEM][:driver=DRIVER]"
+    up.add_argument("--node", required=True, action="append", type=parse_node, metavar=form)
     up.add_argument("--inventory", type=Path, help="file to write (default: hosts.yml in the state directory)")
     up.add_argument("--group", action="append", default=[], type=parse_group, metavar="NAME=HOST,HOST")
     return parser.parse_args(argv)

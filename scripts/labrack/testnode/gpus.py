@@ -4,8 +4,11 @@
 
 The document is /etc/labrack-testnode/gpus.json on the node. The stand-in nvidia-smi reads it at each call::
 
-    {"driver": {"loaded": true, "version": "580.95.05", "library_version": "580.95.05", "cuda_version": "13.0"},
-     "gpus": [{"minor": 0, "pci_bus_id": "00000000:07:00.0", "uuid": "GPU-…", "serial": "13…" or null, "name": "…",
+    {"driver": {"loaded": true, "version": "580.95.05", "library_version": "580.95.05", "cuda_version": "13.0",
+                "open": true, "packaged": false},
+     "nouveau": null, "loaded" or "unloaded", "nvswitches": 0,
+     "gpus": [{"minor": 0, "pci_bus_id": "00000000:07:00.0", "pci_device": "0x2230", "pci_class": "0x030000",
+               "driven": true, "uuid": "GPU-…", "serial": "13…" or null, "name": "…",
                "memory_mib": 49140, "state": "ok" or "lost", "mig_mode": null, "Disabled" or "Enabled",
                "persistence_mode": "Disabled", "compute_mode": "Default", "temperature_c": 31, "power_draw_w": 22.5,
                "power_limit_w": 300.0, "utilization_percent": 0, "xids": [],
@@ -17,6 +20,10 @@ The document is /etc/labrack-testnode/gpus.json on the node. The stand-in nvidia
 
 ``xids`` are the Xid errors of a card since the node's last boot, in order; a new one is also written to the node's
 stand-in for the kernel log, /run/labrack-testnode/kmsg. A process is shown while its pid lives in the node.
+
+Where the driver is ``packaged``, it comes from packages as on a machine: the stand-in modprobe writes ``loaded``,
+``version``, ``open`` (the kernel modules' flavour), ``driven`` (the driver takes the card) and ``nouveau``, and the
+library's version is that of the installed file.
 """
 
 from __future__ import annotations
@@ -56,17 +63,30 @@ class GpuSpec:
     ecc: bool = True
     #: The card can be split; a card that can't shows N/A for its MIG mode.
     mig: bool = False
+    #: The numbers of its PCI device and class, as sysfs writes them; NVIDIA's vendor number is 0x10de.
+    pci_device: str = "0x2230"
+    pci_class: str = "0x030000"
 
 
-def document(owner: str, gpus: Sequence[GpuSpec]) -> Document:
-    """The document for a node's cards, all well and idle; ``owner`` (lab and node) makes UUIDs its own."""
+def document(
+    owner: str, gpus: Sequence[GpuSpec], driver: bool = True, nouveau: bool = False, nvswitches: int = 0
+) -> Document:
+    """The document for a node's cards, all well and idle; ``owner`` (lab and node) makes UUIDs its own.
+
+    Without ``driver`` none is loaded, and it comes from packages; with ``nouveau`` that module has the cards.
+    """
+    version = DRIVER_VERSION if driver else None
     return {
         "driver": {
-            "loaded": True,
-            "version": DRIVER_VERSION,
-            "library_version": DRIVER_VERSION,
+            "loaded": driver,
+            "version": version,
+            "library_version": version,
             "cuda_version": CUDA_VERSION,
+            "open": True,
+            "packaged": not driver,
         },
+        "nouveau": "loaded" if nouveau else None,
+        "nvswitches": nvswitches,
         "gpus": [_card(owner, minor, spec) for minor, spec in enumerate(gpus)],
     }
 
@@ -77,6 +97,9 @@ def _card(owner: str, minor: int, spec: GpuSpec) -> dict[str, Any]:
     return {
         "minor": minor,
         "pci_bus_id": f"00000000:{7 + 8 * minor:02X}:00.0",
+        "pci_device": spec.pci_device,
+        "pci_class": spec.pci_class,
+        "driven": True,
         "uuid": f"GPU-{identity}",
         "serial": str(identity.int)[:13] if spec.ecc else None,
         "name": spec.name,

@@ -53,6 +53,12 @@ class NodeSpec:
     #: A key of :data:`.image.SYSTEMS`.
     system: str = "debian13"
     gpus: tuple[GpuSpec, ...] = ()
+    #: NVIDIA's driver is there and loaded; without it the cards are on the bus, and packages bring the driver.
+    driver: bool = True
+    #: The kernel's own module has the cards until it is blacklisted; only without ``driver``.
+    nouveau: bool = False
+    #: How many NVSwitches are on the bus.
+    nvswitches: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def up(spec: LabSpec, state_dir: Path, say: Say) -> Lab:
     (state_dir / "nodes.json").unlink(missing_ok=True)
     lab.known_hosts.write_text("", encoding="utf-8")
     try:
-        docker("network", "create", "--label", f"{LABEL}={spec.name}", _network(spec.name))
+        docker("network", "create", "--label", f"{LABEL}={spec.name}", network_name(spec.name))
         ports = free_ports(len(spec.nodes))
         with ThreadPoolExecutor(max_workers=max(len(spec.nodes), 1)) as pool:
             jobs = [
@@ -241,10 +247,10 @@ def run_flags(lab: str, node: NodeSpec, port: int) -> list[str]:
     """
     minors = [*range(len(node.gpus)), CONTROL_MINOR] if node.gpus else []
     return [
-        f"--name={_container(lab, node.name)}",
+        f"--name={container_name(lab, node.name)}",
         f"--hostname={node.name}",
         f"--label={LABEL}={lab}",
-        f"--network={_network(lab)}",
+        f"--network={network_name(lab)}",
         f"--network-alias={node.name}",
         f"--publish=127.0.0.1:{port}:22",
         *(f"--cap-add={capability}" for capability in CAPABILITIES),
@@ -257,11 +263,13 @@ def run_flags(lab: str, node: NodeSpec, port: int) -> list[str]:
     ]
 
 
-def _network(lab: str) -> str:
+def network_name(lab: str) -> str:
+    """The name of a lab's Docker network."""
     return f"{lab}-net"
 
 
-def _container(lab: str, node: str) -> str:
+def container_name(lab: str, node: str) -> str:
+    """The name of a node's container, or of what else runs in the lab's network."""
     return f"{lab}-{node}"
 
 
@@ -274,7 +282,7 @@ def _remove(lab: str) -> None:
     if containers:
         docker("rm", "-f", "-v", *containers)
     if docker("network", "ls", "-q", "--filter", f"label={LABEL}={lab}").stdout:
-        docker("network", "rm", _network(lab))
+        docker("network", "rm", network_name(lab))
 
 
 def _make_key(path: Path) -> None:
@@ -299,9 +307,10 @@ def _copy(container: str, files: Mapping[str, str]) -> None:
 
 def _start(lab: Lab, spec: NodeSpec, image: str, port: int, say: Say) -> Node:
     started = time.monotonic()
-    container = _container(lab.name, spec.name)
+    container = container_name(lab.name, spec.name)
     docker("create", *run_flags(lab.name, spec, port), image)
-    document = gpus.document(f"{lab.name}/{spec.name}", spec.gpus)
+    owner = f"{lab.name}/{spec.name}"
+    document = gpus.document(owner, spec.gpus, spec.driver, spec.nouveau, spec.nvswitches)
     _copy(
         container,
         {
