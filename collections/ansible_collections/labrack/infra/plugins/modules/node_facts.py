@@ -90,8 +90,8 @@ ansible_facts:
           description:
             - C(state) is C(enabled), C(disabled), C(unsupported) (no UEFI) or null where it can't be told, as in a
               container.
-            - C(mok) says that a key with which modules can be signed lies on the disk. It does not say that the firmware
-              trusts this key; C(mokutil --test-key) does.
+            - C(mok) says that a key with which modules can be signed lies on the disk, not that the firmware trusts it,
+              which C(mokutil --test-key) tells.
           returned: always
           type: dict
         arch:
@@ -154,8 +154,9 @@ ansible_facts:
             - The cards, each with C(index), C(minor), C(uuid), C(name), C(memory_mib), C(pci), C(device), C(mig) and
               C(slurm_type), the type to name in Slurm.
             - C(memory_mib) is null where the card shares the machine's memory, C(slurm_type) where no driver names it.
-            - C(pci_id) is like C(10de:2230), C(generation) one of C(kepler), C(maxwell), C(pascal), C(volta), C(turing),
-              C(ampere), C(ada), C(hopper) and C(blackwell); null for a card that is on no PCI bus or not in the table.
+            - C(pci_id) is like C(10de:2230), C(generation) one of C(kepler), C(maxwell), C(pascal), C(volta),
+              C(turing), C(ampere), C(ada), C(hopper) and C(blackwell); null for a card that is on no PCI bus, and
+              C(generation) for one that is newer than this table.
             - C(power_limit_w), C(power_default_w), C(power_max_w), C(power_draw_w), C(temperature_c) and
               C(temperature_slowdown_c) are null where the card does not tell. Of a card that only tells how far it is
               from slowing down, C(temperature_slowdown_c) is that distance above C(temperature_c).
@@ -190,9 +191,10 @@ ansible_facts:
           type: dict
         runtime:
           description:
-            - C(docker) has C(version), C(package) (C(docker-ce), C(docker.io) or C(snap)), C(active), C(live_restore) and
-              C(runtimes) as C(daemon.json) has them (C(live_restore) is null where that file can't be read as JSON or
-              there is no Docker), and C(containers), the number of running ones or null.
+            - C(docker) has C(version), C(package) (C(docker-ce), C(docker.io) or C(snap)), C(active), C(live_restore)
+              and C(runtimes) as C(daemon.json) has them, and C(containers), the number of running ones.
+            - C(live_restore) is null without Docker and where that file is no JSON; C(containers) is null where Docker
+              was never started.
             - C(containerd), C(toolkit) (NVIDIA's) and C(podman) are versions of packages, or null.
           returned: always
           type: dict
