@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""One package source of our own: its deb822 file, its key, its pins; and apt, asked so that it can't do harm.
+"""One package source of our own: its file, its key, its pins; and apt, asked so that it can't do harm.
 
 A source is planned as every file is, by :func:`plan_source`, and made so by :func:`apply_source`. Packages come in by
 :func:`install`: the plan of apt is looked at first, everything is downloaded before anything is unpacked, and what
@@ -36,6 +36,8 @@ from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
 SOURCES = "/etc/apt/sources.list.d"
 KEYRINGS = "/etc/apt/keyrings"
 PREFERENCES = "/etc/apt/preferences.d"
+REPOS = "/etc/yum.repos.d"
+RPM_KEYS = "/etc/pki/rpm-gpg"
 
 #: Bytes; a key has a few thousand, and whatever is bigger is something else.
 KEY_LIMIT = 1 << 20
@@ -63,9 +65,11 @@ class Pin:
 
 @dataclass(frozen=True)
 class Source:
-    """A source. ``name`` names its three files; ``suite`` "/" is a flat repository, which has no components.
+    """A source. ``name`` names its files; ``suite`` "/" is a flat repository, which has no components.
 
     ``fingerprints`` are those of the keys that may sign it: a key file with any other key in it is refused.
+    ``family`` "redhat" makes it a source of dnf; ``signed_packages`` then says that the packages are signed and not
+    the index.
     """
 
     name: str
@@ -76,16 +80,18 @@ class Source:
     components: tuple[str, ...] = ()
     architecture: str = ""
     pins: tuple[Pin, ...] = ()
+    family: str = "debian"
+    signed_packages: bool = False
 
     @property
     def path(self) -> str:
         """Return where the source's own file is."""
-        return f"{SOURCES}/{self.name}.sources"
+        return f"{REPOS}/{self.name}.repo" if self.family == "redhat" else f"{SOURCES}/{self.name}.sources"
 
     @property
     def keyring(self) -> str:
         """Return where its key is."""
-        return f"{KEYRINGS}/{self.name}.asc"
+        return f"{RPM_KEYS if self.family == 'redhat' else KEYRINGS}/{self.name}.asc"
 
     @property
     def preferences(self) -> str:
@@ -126,7 +132,13 @@ class Simulation:
 
 
 def render_source(source: Source) -> str:
-    """Return the text of the source's deb822 file."""
+    """Return the text of the source's file: deb822 for apt, INI for dnf."""
+    if source.family == "redhat":
+        return (
+            f"# Written by labrack.\n[{source.name}]\nname={source.name}\nbaseurl={source.uri}\nenabled=1\n"
+            f"gpgcheck={int(source.signed_packages)}\nrepo_gpgcheck={int(not source.signed_packages)}\n"
+            f"gpgkey=file://{source.keyring}\n"
+        )
     lines = ["# Written by labrack.", "Types: deb", f"URIs: {source.uri}", f"Suites: {source.suite}"]
     if source.components:
         lines.append(f"Components: {' '.join(source.components)}")
@@ -233,6 +245,8 @@ def _deb822(text: str) -> Iterator[tuple[str, str, str]]:
 
 def observe_source(source: Source) -> SourceState:
     """Read the source's files, and all others in which apt finds sources."""
+    if source.family == "redhat":
+        return SourceState(observe_file(source.path), observe_file(source.keyring))
     paths = ["/etc/apt/sources.list", *glob.glob(f"{SOURCES}/*.list"), *glob.glob(f"{SOURCES}/*.sources")]
     others = {path: read_text(path) for path in paths if path != source.path}
     return SourceState(

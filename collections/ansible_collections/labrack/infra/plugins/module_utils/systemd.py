@@ -28,11 +28,11 @@ class ServiceError(RuntimeError):
 
 
 def observe_services(units: list[str]) -> dict[str, ServiceState]:
-    """Return the state of each unit by name, by one call of ``systemctl show``."""
+    """Return the state of each unit by name, by one call of ``systemctl show``; a name without suffix is a service."""
     if not units:
         return {}
     properties = "--property=Id,LoadState,ActiveState,UnitFileState,MainPID"
-    done = run(["systemctl", "show", properties, *[f"{unit}.service" for unit in units]])
+    done = run(["systemctl", "show", properties, *[full_name(unit) for unit in units]])
     states = {unit: ServiceState() for unit in units}
     for unit, block in zip(units, done.out.strip().split("\n\n")):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -48,6 +48,11 @@ def observe_services(units: list[str]) -> dict[str, ServiceState]:
 def is_active(unit: str, root: Path = Path("/")) -> bool:
     """Return whether a service runs, without asking systemd: it keeps a link for each unit that is started."""
     return (root / f"run/systemd/units/invocation:{unit}.service").is_symlink()
+
+
+def full_name(unit: str) -> str:
+    """Return a unit's name with its suffix."""
+    return unit if "." in unit else f"{unit}.service"
 
 
 def _started(pid: str) -> float:
@@ -76,10 +81,10 @@ def act(verb: str, unit: str) -> None:
     """Run ``systemctl VERB UNIT``; ServiceError with the last log lines when it fails."""
     if verb in ("start", "restart"):
         # a unit that failed often has used up its start limit
-        run(["systemctl", "reset-failed", f"{unit}.service"])
-    done = run(["systemctl", verb, f"{unit}.service"])
+        run(["systemctl", "reset-failed", full_name(unit)])
+    done = run(["systemctl", verb, full_name(unit)])
     if done.rc:
-        log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={unit}.service"])
+        log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={full_name(unit)}"])
         raise ServiceError(f"systemctl {verb} {unit} failed: {done.err.strip()}; its log ends: {log.out.strip()}")
 
 
