@@ -295,6 +295,37 @@ CASES = {
         "use 0 or more",
     ),
     "bad time of a QOS": ([Edit("slurm_qos/1/max_wall", "4h")], "slurm_qos[1].max_wall", "4h", "hours:minutes:seconds"),
+    "unknown driver branch": ([Edit("nvidia_driver_branch", "581")], "nvidia_driver_branch", "581", "use one of 535"),
+    "driver version that is none": (
+        [Edit("nvidia_driver_version", "580")],
+        "nvidia_driver_version",
+        "580",
+        'write it as "580.95.05"',
+    ),
+    "driver version of another branch": (
+        [Edit("nvidia_driver_branch", "570"), Edit("nvidia_driver_version", "580.95.05")],
+        "nvidia_driver_version",
+        "580.95.05",
+        "leave one of the two out",
+    ),
+    "power limit that is none": (
+        [Edit("nvidia_driver_power_limits", {"all": "300W"})],
+        "nvidia_driver_power_limits.all",
+        "300W",
+        "such as 300",
+    ),
+    "address that is none": (
+        [Edit("nvidia_driver_repo_url", "mirror.lab/cuda")],
+        "nvidia_driver_repo_url",
+        "mirror.lab/cuda",
+        "write it as https://",
+    ),
+    "fingerprint cut short": (
+        [Edit("container_toolkit_repo_key_fingerprint", ["3BF863CC"])],
+        "container_toolkit_repo_key_fingerprint",
+        "3BF863CC",
+        "gpg --show-keys",
+    ),
     "no partitions": ([Edit("slurm_partitions", [])], "slurm_partitions", "[]", "name one"),
     "partition without nodes": (
         [Edit("slurm_partitions/1/nodes", [])],
@@ -421,12 +452,18 @@ def test_every_finding_is_told_at_once(tmp_path: Path) -> None:
 
 # --- the second stage ---
 
+CARD = {"name": "NVIDIA RTX A6000", "generation": "ampere", "slurm_type": "rtx_a6000", "power_max_w": 300.0}
 FACTS: dict[str, Any] = {
-    "os": {"id": "debian", "version": "13", "pretty": "Debian GNU/Linux 13 (trixie)"},
+    "os": {"id": "debian", "version": "13", "family": "debian", "pretty": "Debian GNU/Linux 13 (trixie)"},
+    "arch": "x86_64",
+    "kernel": "6.12.0-1-amd64",
+    "dgx_os": None,
+    "container": False,
+    "secure_boot": {"state": "disabled", "mok": False},
     "users": [{"name": "root", "uid": 0, "gid": 0}, {"name": "ada", "uid": 2001, "gid": 2001}],
     "groups": [{"name": "root", "gid": 0}, {"name": "ada", "gid": 2001}],
-    "gpus": [{}, {}],
-    "nvidia": {"state": "ok", "message": ""},
+    "gpus": [CARD, CARD],
+    "nvidia": {"state": "ok", "message": "", "driver": "580.178.04", "library": "580.178.04", "nvswitch": False},
     "memory_mib": 64000,
 }
 FACT_CASES = {
@@ -446,7 +483,7 @@ FACT_CASES = {
         "give vision another gid",
     ),
     "another GID for the user's own group": ([Edit("groups/1/gid", 1001)], "lab_users[0].uid = 2001", "gid to 1001"),
-    "fewer GPUs": ([Edit("gpus", [{}])], "slurm_gpu_count = 2", "set it to 1"),
+    "fewer GPUs": ([Edit("gpus", [CARD])], "slurm_gpu_count = 2", "set it to 1"),
     "no GPUs and why": (
         [Edit("gpus", []), Edit("nvidia/message", "Driver/library version mismatch")],
         "the node has 0 (Driver/library version mismatch)",
@@ -458,12 +495,37 @@ FACT_CASES = {
         "slurm_memory_reserve_mib = 4096",
         "reserve less",
     ),
+    "a system without driver packages": (
+        [Edit("nvidia/state", "no_driver"), Edit("os/version", "14")],
+        "debian 14: no driver packages are known for it",
+        "set nvidia_driver_source to keep",
+    ),
+    "Secure Boot without a key for own modules": (
+        [Edit("nvidia/state", "no_driver"), Edit("secure_boot/state", "enabled")],
+        "Secure Boot is on",
+        "mokutil --import /var/lib/dkms/mok.pub",
+    ),
+    "cards that no one driver runs": (
+        [
+            Edit("nvidia/state", "no_driver"),
+            Edit("gpus/1", {**CARD, "name": "GTX 1080", "generation": "pascal"}),
+            Edit("gpus/0", {**CARD, "name": "B200", "generation": "blackwell"}),
+        ],
+        "no one driver runs all of these cards: B200 (blackwell); GTX 1080 (pascal)",
+        "move a card to another machine",
+    ),
+    "more power than a card takes": (
+        [Edit("gpus/0/power_max_w", 200.0)],
+        "nvidia_driver_power_limits.all = 250",
+        "write 200 or less",
+    ),
 }
 
 
 def read_with_facts(folder: Path, *edits: Edit) -> list[str]:
-    host = f"{CHILDREN}/lab_workers/hosts/worker1/slurm_memory_reserve_mib"
-    inventory, findings, known = read(write(folder, Edit(host, 4096)))
+    host = f"{CHILDREN}/lab_workers/hosts/worker1"
+    more = [Edit(f"{host}/slurm_memory_reserve_mib", 4096), Edit(f"{host}/nvidia_driver_power_limits", {"all": 250})]
+    inventory, findings, known = read(write(folder, *more))
     assert findings == [] == lab_check.check_inventory(inventory)
     facts = copy.deepcopy(FACTS)
     for edit in edits:
@@ -479,8 +541,11 @@ def test_right_facts_have_no_finding(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", FACT_CASES)
 def test_wrong_facts_are_refused(case: str, tmp_path: Path) -> None:
     edits, wanted, mend = FACT_CASES[case]
-    (line,) = read_with_facts(tmp_path, *edits)
-    assert wanted in line and mend in line and "worker1" in line
+    found = read_with_facts(tmp_path, *edits)
+    # a system without driver packages has none of Slurm's either
+    assert len(found) == (2 if case == "a system without driver packages" else 1)
+    (line,) = [one for one in found if wanted in one]
+    assert mend in line and "worker1" in line
 
 
 def test_a_user_who_is_nowhere_is_not_exempt() -> None:

@@ -13,12 +13,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, Inventory, merged, shown
+from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_facts, check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
 from ansible_collections.labrack.infra.plugins.module_utils.rules_users import check_registry, number_key
 from ansible_collections.labrack.infra.plugins.module_utils.users_plan import Registry, clashes
 
-#: Orchestrators that can be built already.
-BUILT = ("slurm",)
+#: Orchestrators that can be built already; none prepares the machines and runs no jobs.
+BUILT = ("slurm", "none")
 #: The systems whose packages the slurm role knows.
 SYSTEMS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04", "26.04")}
 SLURM_GROUPS = ("slurm_controller", "slurm_database", "slurm_worker", "slurm_login")
@@ -55,6 +56,7 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
     for host, variables in inventory.hosts.items():
         findings += [_on(host, finding) for finding in check_registry(variables)]
         findings += [_on(host, finding) for finding in _check_connection_user(variables)]
+        findings += [_on(host, finding) for finding in check_gpu_variables(variables)]
         for name, value in variables.items():
             findings += [_on(host, finding) for finding in _check_placeholders((name,), name, value)]
         if _orchestrator(variables) == "slurm":
@@ -71,6 +73,7 @@ def check_facts(inventory: Inventory) -> list[Finding]:
     for host, facts in inventory.facts.items():
         variables = inventory.hosts[host]
         findings += [_on(host, finding) for finding in _check_numbers(host, variables, facts)]
+        findings += [_on(host, finding) for finding in check_gpu_facts(host, variables, facts)]
         if _orchestrator(variables) != "slurm":
             continue
         findings += [_on(host, finding) for finding in _check_system(host, facts)]
