@@ -444,8 +444,73 @@ def test_the_connection_user_is_the_one_behind_sudo() -> None:
 def test_an_empty_tree_gives_all_facts() -> None:
     facts = node_observe.observe_node(["slurmd"], Path("/nonexistent"), says("", 127), says("", 127), {})
     assert facts["nvidia"]["state"] == "absent"
+    assert not facts["nvidia"]["mismatch"] and not facts["nvidia"]["reboot_needed"]
+    assert facts["disks"] == facts["nics"] == facts["kernels"] == facts["conflicts"] == []
     assert facts["cpu"]["cpus"] == os.cpu_count()
     json.dumps(facts)
+
+
+def test_one_question_each_to_the_package_database_nvidia_smi_and_modinfo(tmp_path: Path) -> None:
+    driver_files(pci_files(tmp_path))
+    folder = "lib/modules/6.12.9/updates/dkms"
+    write(
+        tmp_path, {f"{folder}/nvidia.ko": "", "proc/sys/kernel/osrelease": "6.12.9\n", "etc/os-release": "ID=debian\n"}
+    )
+    dpkg = "".join(
+        f"{name}\t{version}\tinstalled\n"
+        for name, version in (("munge", "0.5"), ("docker.io", "26"), ("nvidia-open", "580"), ("bash", "5"))
+    )
+    modinfo = (
+        f"filename:       {tmp_path}/{folder}/nvidia.ko\nversion:        580.95.05\nlicense:        Dual MIT/GPL\n"
+    )
+    answers = {"dpkg-query": dpkg, "modinfo": modinfo}
+    asked: list[str] = []
+
+    def runner(argv: list[str]) -> Done:
+        asked.append(argv[0])
+        return Done(0, ALL if argv[0] == "nvidia-smi" else answers.get(argv[0], ""), "")
+
+    facts = node_observe.observe_node(["munge"], tmp_path, runner, runner, {})
+    assert sorted(asked) == ["dpkg-query", "ip", "ip", "modinfo", "nvidia-smi", "systemd-detect-virt"]
+    assert facts["packages"] == {"munge": "0.5"}
+    assert facts["runtime"]["docker"]["package"] == "docker.io"
+    nvidia = facts["nvidia"]
+    assert nvidia["packages"] == {"nvidia-open": "580"}
+    assert (nvidia["module"], nvidia["module_on_disk"], nvidia["flavour_on_disk"]) == ("580.82.07", "580.95.05", "open")
+    assert nvidia["reboot_needed"] and nvidia["reason"].startswith("module 580.82.07 is loaded")
+    assert [(gpu["slurm_type"], gpu["generation"]) for gpu in facts["gpus"]] == [
+        ("rtx_4090", "ada"),
+        ("a100_80gb", "ampere"),
+        ("rtx_4090", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rc", "out"),
+    [(9, NO_DRIVER), (18, MISMATCH), (127, ""), (15, HANDLE + " 0000:01:00.0: GPU is lost.\n"), (124, "")],
+)
+def test_a_broken_driver_leaves_all_facts(tmp_path: Path, rc: int, out: str) -> None:
+    write(pci_files(tmp_path), {"run/labrack-testnode/kmsg": "NVRM: Xid (PCI:0000:01:00): 79, fell off\n"})
+    facts = node_observe.observe_node([], tmp_path, says("", 127), says(out, rc), {})
+    (lost, ada, ampere) = (facts["nvidia"]["lost"], *facts["gpus"], *[None] * 2)[:3]
+    if facts["nvidia"]["state"] == "lost":
+        assert lost == [{"pci": "0000:01:00.0", "xids": [79]}, {"pci": "0000:4f:00.0", "xids": []}]
+    else:
+        assert (lost, ada["xids"], ada["generation"], ampere["generation"]) == ([], [79], "ada", "ampere")
+    json.dumps(facts)
+
+
+def test_patterns_are_asked_of_rpm_as_well() -> None:
+    asked = []
+
+    def runner(argv: list[str]) -> Done:
+        asked.append(argv)
+        return Done(0, "nvidia-driver-cuda\t3:580.95.05-1.el9\tinstalled\n", "")
+
+    assert node_observe.installed_packages(["nvidia-driver*"], "redhat", runner) == {
+        "nvidia-driver-cuda": "3:580.95.05-1.el9"
+    }
+    assert asked[0][:2] == ["rpm", "-qa"] and asked[0][-1] == "nvidia-driver*"
 
 
 def test_the_module_returns_its_documented_facts_and_no_change() -> None:
