@@ -66,7 +66,7 @@ def test_nothing_to_do_on_a_converged_node() -> None:
 
 def test_empty_node_gets_all_of_it_without_a_restart_of_the_machine() -> None:
     changes = plan(Observed(), wanted())
-    assert steps(changes) == ["write", "write", "driver", "write", "initramfs", "load", "restart"]
+    assert steps(changes) == ["write", "write", "driver", "write", "initramfs", "load", "enable", "restart"]
     assert max(change.disruption for change in changes) == "restart"
     (driver,) = [change for change in changes if change.step == ("driver",)]
     assert driver.summary == "installed: branch 580, open modules, from NVIDIA's repository"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.labrack.infra.plugins.module_utils.apt_source import Source, SourceState, plan_source
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
@@ -203,10 +203,14 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
     changes: list[Change] = []
     if wanted.source:
         changes += plan_source(observed.source, wanted.source)
+    packages = _packages(observed, wanted)
+    exchange = [change for change in packages if change.step[0] in ("driver", "rollback")]
     for path, file in wanted.files.items():
-        changes += plan_file(path, observed.files.get(path), file)
-    changes += _packages(observed, wanted)
-    touched = any(change.step[0] in ("driver", "rollback") for change in changes)
+        # the pins go with the driver that they pin
+        disruption = exchange[0].disruption if exchange and path == PREFERENCES else "none"
+        changes += plan_file(path, observed.files.get(path), file, disruption)
+    changes += packages
+    touched = bool(exchange)
     changes += _boot(observed, wanted)
     if wanted.hold and not touched:
         changes += _holds(observed, wanted)
@@ -299,10 +303,11 @@ def _reboot(why: str) -> Change:
 def _services(observed: Observed, wanted: Wanted, touched: bool) -> list[Change]:
     changes: list[Change] = []
     none = ServiceState()
-    if wanted.persistence and (touched or observed.services.get(PERSISTENCE, none).installed):
-        changes += plan_service(PERSISTENCE, observed.services.get(PERSISTENCE, none))
-    if wanted.choice.fabric_manager and (touched or observed.services.get(FABRIC, none).installed):
-        changes += plan_service(FABRIC, observed.services.get(FABRIC, none))
+    for unit, asked in ((PERSISTENCE, wanted.persistence), (FABRIC, wanted.choice.fabric_manager)):
+        state = observed.services.get(unit, none)
+        if asked and (touched or state.installed):
+            # not every package enables its unit
+            changes += plan_service(unit, replace(state, installed=True))
     limits = limits_of(observed.cards, wanted.power)
     if limits:
         unit = plan_file(POWER_UNIT, observed.files.get(POWER_UNIT), power_unit(limits))

@@ -345,6 +345,11 @@ class Driver:
             node_io.remove_file(driver_plan.RECORD)
 
     def _change_driver(self, verb: str, seen: Observed) -> None:
+        busy = [f"{one['name']} ({one['pid']})" for gpu in self.facts["gpus"] for one in gpu["processes"]]
+        if busy:
+            raise Refused(
+                f"{', '.join(busy)} still use the cards; nothing was changed. Mend: wait for them to end, or end them"
+            )
         held = sorted(name for name, one in seen.packages.items() if one.held)
         self.tools.hold(held, False)
         try:
