@@ -64,7 +64,7 @@ MOK_KEYS = ("var/lib/dkms/mok.pub", "var/lib/shim-signed/mok/MOK.der")
 
 
 class Kernel(TypedDict):
-    """An installed kernel: its ``headers`` are there, and the version of its ``nvidia`` module (None: it has none)."""
+    """An installed kernel: whether its ``headers`` are there, and its ``nvidia`` module (None: none, or unreadable)."""
 
     release: str
     running: bool
