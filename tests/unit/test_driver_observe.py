@@ -117,7 +117,16 @@ NOUVEAU = "nouveau is loaded in the place of the installed driver"
             None,
             False,
             "mismatch",
-            (True, True, "the loaded module 580.1.1 and the library on disk differ"),
+            (True, True, "the loaded module 580.1.1 and the library differ"),
+        ),
+        # nvidia-smi loads another library than the one in the usual place
+        (
+            "580.1.1",
+            "580.1.1",
+            None,
+            False,
+            "mismatch",
+            (True, True, "the loaded module 580.1.1 and the library differ"),
         ),
         (
             "570.1.1",

@@ -81,6 +81,8 @@ def test_network_cards(tmp_path: Path) -> None:
     nic(tmp_path, "eno1", "-1\n", "down", "ixgbe")
     nic(tmp_path, "eth0", "", "up")
     nic(tmp_path, "docker0", "-1\n", "up", physical=False)
+    nic(tmp_path, "enp1s0f0v0", "200000\n", "up")
+    (tmp_path / "sys/class/net/enp1s0f0v0/device/physfn").mkdir()
     write(tmp_path, {"sys/class/net/bonding_masters": "\n"})
     assert hardware_observe.nics(tmp_path) == [
         {"name": "eno1", "speed_mbit": None, "mtu": 9000, "driver": "ixgbe", "up": False},
@@ -113,6 +115,7 @@ MACHINE = [
     mount("0:60", "/", "/var/lib/docker/overlay2/z/merged", "overlay", "overlay"),
     mount("0:61", "/@", "/scratch", "btrfs", "/dev/sdb"),
     mount("0:61", "/@home", "/home\\040of\\040all", "btrfs", "/dev/sdb"),
+    mount("0:61", "/", "/pool", "btrfs", "/dev/sdb"),
     mount("0:62", "/", "/tank", "zfs", "tank"),
     mount("0:62", "/", "/srv/tank", "zfs", "tank"),
 ]
@@ -133,6 +136,7 @@ CONTAINER = [
                 ("/boot/efi", "/dev/nvme0n1p1", "vfat"),
                 ("/scratch", "/dev/sdb", "btrfs"),
                 ("/home of all", "/dev/sdb", "btrfs"),
+                ("/pool", "/dev/sdb", "btrfs"),
                 ("/tank", "tank", "zfs"),
             ],
         ),

@@ -64,7 +64,7 @@ MOK_KEYS = ("var/lib/dkms/mok.pub", "var/lib/shim-signed/mok/MOK.der")
 
 
 class Kernel(TypedDict):
-    """An installed kernel: its ``headers`` are there, and the version of its ``nvidia`` module (None: it has none)."""
+    """An installed kernel: whether its ``headers`` are there, and its ``nvidia`` module (None: none, or unreadable)."""
 
     release: str
     running: bool
@@ -135,8 +135,10 @@ def compare(
         reasons.append("nouveau is loaded in the place of the installed driver")
     mismatch = nvidia["state"] == "mismatch" or bool(module and library and module != library)
     if mismatch:
+        # nvidia-smi can know it of a library that was not found here
         loaded = f"module {module}" if module else "module"
-        reasons.append(f"the loaded {loaded} and the library {library or 'on disk'} differ")
+        on_path = f"library {library}" if library and library != module else "library"
+        reasons.append(f"the loaded {loaded} and the {on_path} differ")
     if module and on_disk and module != on_disk:
         reasons.append(f"module {module} is loaded, the running kernel's on disk is {on_disk}")
     return mismatch, bool(reasons), "; ".join(reasons)

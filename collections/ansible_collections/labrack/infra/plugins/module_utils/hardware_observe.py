@@ -82,10 +82,13 @@ def iommu(root: Path = Path("/")) -> bool:
 
 
 def nics(root: Path = Path("/")) -> list[Nic]:
-    """Return the network cards by name; what the kernel makes by itself (bridges, veth) has no device behind it."""
+    """Return the network cards by name.
+
+    What the kernel makes by itself (bridges, veth) has no device behind it; a card's virtual functions have the card.
+    """
     found = []
     for path in sorted((root / "sys/class/net").glob("*")):
-        if not (path / "device").exists():
+        if not (path / "device").exists() or (path / "device/physfn").exists():
             continue
         speed = _number(path / "speed")
         found.append(
