@@ -38,6 +38,7 @@ ORDER = (
     "test_faults",
     "test_membership",
     "test_undo",
+    "test_mirror",
     "test_molecule",
 )
 A100 = GpuSpec(
