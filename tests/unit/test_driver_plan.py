@@ -146,13 +146,12 @@ def test_machine_without_cards_is_left_alone() -> None:
     assert plan(Observed(), goal) == []
 
 
-def test_rollback_goes_to_the_recorded_driver_with_its_packages() -> None:
-    record = Record(previous=dict.fromkeys(NAMES, "570.195.03-1"))
-    goal = wanted(Choice("nvidia", "570", "570.195.03"), rollback=True)
-    changes = plan(converged(goal, record=record), goal)
+def test_rollback_goes_to_the_packages_of_the_driver_before() -> None:
+    goal = wanted(Choice("nvidia", "570", "570.195.03"), back=dict.fromkeys(NAMES, "570.195.03-1"))
+    changes = plan(converged(goal), goal)
     assert [change.step for change in changes] == [("rollback",), ("reboot",)]
-    back = converged(goal, "570.195.03", record=record)
-    assert plan(back, goal) == []
+    assert changes[0].summary == "580.178.04 → 570.195.03, the one before"
+    assert plan(converged(goal, "570.195.03"), goal) == []
 
 
 def test_power_limits_are_set_now_and_at_each_boot() -> None:

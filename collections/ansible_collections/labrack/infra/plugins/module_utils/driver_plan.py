@@ -124,8 +124,8 @@ class Wanted:
     """A node as it should be. ``present`` False: nothing of ours, so the other fields are empty.
 
     ``choice`` is the driver, ``names`` its packages, ``source`` NVIDIA's repository where it is taken, ``files``
-    what else the package manager reads. ``power`` maps "all" or a card's Slurm type to watts; ``rollback`` asks for the
-    recorded driver before this one.
+    what else the package manager reads. ``power`` maps "all" or a card's Slurm type to watts; ``back`` are the packages
+    and versions of an earlier driver to go back to.
     """
 
     present: bool = True
@@ -136,7 +136,7 @@ class Wanted:
     hold: bool = True
     persistence: bool = True
     power: Mapping[str, int] = field(default_factory=dict)
-    rollback: bool = False
+    back: Mapping[str, str] = field(default_factory=dict)
     has_gpus: bool = True
 
 
@@ -227,13 +227,11 @@ def _packages(observed: Observed, wanted: Wanted) -> list[Change]:
         changes.append(Change("packages", f"repaired: {states}", "restart", step=("repair", *broken)))
     running = bool(observed.loaded)
     disruption = "reboot" if running else "restart"
-    if wanted.rollback:
-        before = observed.record.previous
-        if before and any(
-            observed.packages.get(name, Package("")).version != version for name, version in before.items()
-        ):
-            summary = f"{observed.version} → {version_in(before)}, the one before"
-            changes.append(Change(SUBJECT, summary, disruption, observed.version, version_in(before), ("rollback",)))
+    if wanted.back:
+        if any(observed.packages.get(name, Package("")).version != version for name, version in wanted.back.items()):
+            before = version_in(wanted.back)
+            summary = f"{observed.version} → {before}, the one before"
+            changes.append(Change(SUBJECT, summary, disruption, observed.version, before, ("rollback",)))
         return changes
     choice = wanted.choice
     if choice.source == "keep" or not wanted.names or fits(observed, wanted):
@@ -310,14 +308,14 @@ def _services(observed: Observed, wanted: Wanted, touched: bool) -> list[Change]
             changes += plan_service(unit, replace(state, installed=True))
     limits = limits_of(observed.cards, wanted.power)
     if limits:
-        unit = plan_file(POWER_UNIT, observed.files.get(POWER_UNIT), power_unit(limits))
+        written = plan_file(POWER_UNIT, observed.files.get(POWER_UNIT), power_unit(limits))
         have = {card.uuid: card.limit_w for card in observed.cards}
         off = [f"{have[uuid]:g} → {watts} W" for uuid, watts in limits if have[uuid] != watts]
-        changes += unit
+        changes += written
         service = observed.services.get(POWER, none)
         if not service.enabled:
             changes.append(Change(f"service {POWER}", "enabled at boot", step=("enable", POWER)))
-        if off or unit or not service.active:
+        if off or written or not service.active:
             summary = ", ".join(off) or "set at boot"
             changes.append(Change("GPU power limits", summary, step=("restart", POWER)))
     elif observed.files.get(POWER_UNIT) is not None and not wanted.power:

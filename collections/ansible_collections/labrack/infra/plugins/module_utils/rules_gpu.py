@@ -72,6 +72,6 @@ def check_gpu_facts(host: str, variables: Mapping[str, Any], facts: Mapping[str,
     for kind, watts in (variables.get("nvidia_driver_power_limits") or {}).items():
         most = [limit for name, limit in kinds.items() if limit and kind in ("all", name) and watts > limit]
         if most:
-            problem = f"a card of {host} takes at most {min(most):g} W"
-            path = ("nvidia_driver_power_limits", str(kind))
-            yield Finding(path, shown(watts), problem, f"write {min(most):g} or less")
+            limit = ("nvidia_driver_power_limits", str(kind))
+            words = f"a card of {host} takes at most {min(most):g} W"
+            yield Finding(limit, shown(watts), words, f"write {min(most):g} or less")

@@ -131,6 +131,7 @@ driver:
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -188,6 +189,7 @@ class Driver:
     def __init__(self, params: dict[str, Any], check_mode: bool = False) -> None:
         self.params = params
         self.check_mode = check_mode
+        self.back: Mapping[str, str] = {}
         self.system = node_observe.os_release()
         self.rpm = self.system["family"] == "redhat"
         self.tools: Any = driver_dnf if self.rpm else driver_apt
@@ -236,12 +238,13 @@ class Driver:
         machine = self.machine(seen)
         power = {str(kind): int(watts) for kind, watts in params["power_limits"].items()}
         if params["rollback"]:
-            previous = seen.record.previous
-            if not previous:
-                raise Refused("there is no driver to go back to: this one is the first that labrack brought here")
-            version = driver_plan.version_in(previous)
+            # once it is back, the record names no driver before it
+            self.back = self.back or seen.record.previous
+            if not self.back:
+                raise Refused("there is no driver to go back to: none was changed here, or it is back already")
+            version = driver_plan.version_in(self.back)
             choice = Choice("nvidia", driver_choice.branch_of(version), version)
-            return Wanted(rollback=True, choice=choice, files=self.files(choice), hold=params["hold"], power=power)
+            return Wanted(back=self.back, choice=choice, files=self.files(choice), hold=params["hold"], power=power)
         if not self.facts["gpus"]:
             return Wanted(has_gpus=False, hold=params["hold"], persistence=False)
         wish = Wish(params["source"], params["branch"], params["version"], params["flavour"], params["desktop"])
@@ -354,7 +357,7 @@ class Driver:
         self.tools.hold(held, False)
         try:
             if verb == "rollback":
-                outcome = self.tools.back(seen.record.previous)
+                outcome = self.tools.back(self.back)
             else:
                 outcome = self.tools.change(self.wanted.choice, self.wanted.names, self.wanted.source, self.kernel)
         except apt_source.SourceError:
@@ -365,7 +368,8 @@ class Driver:
         self.tools.hold(to_hold, True)
         family = {name: version for name, version in outcome.after.items() if driver_choice.is_family(name)}
         brought = {*seen.record.brought, *outcome.brought} & set(outcome.after)
-        record = Record(tuple(brought), tuple(to_hold), family, outcome.before or {})
+        before = {} if verb == "rollback" else outcome.before
+        record = Record(tuple(brought), tuple(to_hold), family, before)
         node_io.write_file(driver_plan.RECORD, record.file())
 
     def _remember(self, seen: Observed, held: Any) -> None:
