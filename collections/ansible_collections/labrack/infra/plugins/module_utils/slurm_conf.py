@@ -581,7 +581,8 @@ def plan(
             _revert(gres, running.gres, name)
     partitions = _partitions(wish, nodes)
     remaining = _without(running.partitions, running.nodes.keys() - nodes.keys())
-    for name, difference in _partition_differences(running.partitions, partitions, light):
+    # what only lost nodes that leave is told with these
+    for name, difference in _partition_differences(remaining, partitions, light):
         if not settle(difference):
             _revert(partitions, remaining, name)
     return ConfPlan(SlurmConf(settings, nodes, partitions, gres, cgroup), tuple(done), tuple(pending))
