@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from labrack.testnode.docker import LabError
 from labrack.testnode.node import container_name
@@ -22,6 +24,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     for name, text in texts.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("--lab", required=True, help="name of a running lab")
+        if name == "up":
+            command.add_argument("--variables", type=Path, metavar="FILE", help="write the roles' variables there")
+            command.add_argument("--system", default="debian13", help="of the nodes that read them")
         if name == "fault":
             command.add_argument("fault", choices=[fault.value for fault in serve.Fault])
             command.add_argument("prefix", nargs="?", default="/", help="path, as in /compute/cuda/repos/debian13/")
@@ -37,8 +42,12 @@ def main(argv: Sequence[str]) -> int:
             print(build.ensure_tree(print))
             return 0
         if options.command == "up":
-            for name, key in serve.up(options.lab, print).keys.items():
+            mirror = serve.up(options.lab, print)
+            for name, key in mirror.keys.items():
                 print(f"{name}: {key.url} {key.fingerprint}")
+            if options.variables:
+                inventory = {"all": {"vars": serve.variables(mirror, options.system)}}
+                options.variables.write_text(json.dumps(inventory, indent=2) + "\n", encoding="utf-8")
             return 0
         if options.command == "down":
             serve.down(options.lab)

@@ -22,6 +22,7 @@ from labrack.testnode.docker import LabError, Say, docker
 from labrack.testnode.image import ensure_image
 from labrack.testnode.node import LABEL, container_name, network_name
 from tests.mirror.build import SYSTEM, ensure_tree
+from tests.mirror.catalogue import CUDA_ROOT, TOOLKIT_ROOT
 
 #: The mirror's name in the lab's network.
 ALIAS = "mirror"
@@ -114,6 +115,21 @@ def up(lab: str, say: Say) -> Mirror:
         raise
     say(f"{lab}: mirror up as {URL}")
     return mirror
+
+
+def variables(mirror: Mirror, system: str) -> dict[str, Any]:
+    """The roles' variables with which a node of ``system`` ("debian13") takes everything from the mirror."""
+    suite = {"debian12": "docker-bookworm"}.get(system, "docker-trixie")
+    cuda = mirror.keys.get(f"cuda-{system}")
+    return {
+        "nvidia_driver_repo_url": f"{URL}{CUDA_ROOT}",
+        "nvidia_driver_repo_key_fingerprint": cuda.fingerprint if cuda else "",
+        "container_toolkit_repo_url": f"{URL}{TOOLKIT_ROOT}/stable",
+        "container_toolkit_repo_key_url": mirror.keys["toolkit"].url,
+        "container_toolkit_repo_key_fingerprint": [mirror.keys["toolkit"].fingerprint],
+        "container_toolkit_docker_repo_url": f"{URL}/linux",
+        "container_toolkit_docker_repo_key_fingerprint": [mirror.keys[suite].fingerprint],
+    }
 
 
 def down(lab: str) -> None:

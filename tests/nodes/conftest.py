@@ -39,6 +39,8 @@ ORDER = (
     "test_membership",
     "test_undo",
     "test_mirror",
+    "test_gpu_host",
+    "test_driver_and_jobs",
     "test_molecule",
 )
 A100 = GpuSpec(

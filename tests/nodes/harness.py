@@ -11,8 +11,10 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ import ansible_runner
 from labrack import ssh
 from labrack.ssh import Ssh
 from labrack.testnode import node
+from labrack.testnode.docker import docker
 from labrack.testnode.node import Lab, LabSpec, NodeSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,8 +203,34 @@ class Closet:
             self.await_node(name, lambda state: state == "IDLE", "is idle")
 
 
-def bring_up(name: str, nodes: Sequence[NodeSpec], groups: Path, state: Path) -> Closet:
-    """Make a lab of these nodes, or take the one of that name that is there, for the inventory ``groups``."""
+@contextmanager
+def powered(lab: Lab) -> Iterator[None]:
+    """Start a node again when it ends itself: a container that restarts only stops."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        filters = ["--filter", f"label={node.LABEL}={lab.name}", "--filter", "status=exited"]
+        while not ended.wait(0.5):
+            stopped = docker("ps", "--all", "--quiet", *filters, check=False).stdout.split()
+            if stopped:
+                docker("start", *stopped, check=False)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def bring_up(
+    name: str, nodes: Sequence[NodeSpec], groups: Path, state: Path, variables: Mapping[str, Any] | None = None
+) -> Closet:
+    """Make a lab of these nodes, or take the one of that name that is there, for the inventory ``groups``.
+
+    ``variables`` are those of all hosts.
+    """
     lab = node.load(state) if node.exists(name) else node.up(LabSpec(name, tuple(nodes)), state, print)
     key = state / "researcher"
     if not key.exists():
@@ -211,6 +240,6 @@ def bring_up(name: str, nodes: Sequence[NodeSpec], groups: Path, state: Path) ->
     config.write_text(ssh.config(lab, "ada", key), encoding="utf-8")
     public = key.with_suffix(".pub").read_text(encoding="utf-8").strip()
     hosts = state / "hosts.json"
-    document = {"all": {"hosts": node.inventory(lab), "vars": {"test_keys": [public]}}}
+    document = {"all": {"hosts": node.inventory(lab), "vars": {"test_keys": [public], **(variables or {})}}}
     hosts.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return Closet(lab, (groups, hosts), Ssh(config))
