@@ -159,6 +159,7 @@ import pwd
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -264,11 +265,11 @@ def observe_flags() -> tuple[str, ...]:
     return tuple(word for word in words[1:] if word.startswith("--"))
 
 
-def observe_packages(family: str) -> dict[str, Package]:
-    """Return those of the packages that matter here which are installed."""
+def observe_packages(family: str, names: Sequence[str]) -> dict[str, Package]:
+    """Return those of the packages that are installed."""
     if family != "redhat":
-        return apt_source.observe_packages(toolkit_plan.KNOWN)
-    query = ["rpm", "-q", "--queryformat", "%{NAME}\\t%{VERSION}-%{RELEASE}\\n", *toolkit_plan.KNOWN]
+        return apt_source.observe_packages(names)
+    query = ["rpm", "-q", "--queryformat", "%{NAME}\\t%{VERSION}-%{RELEASE}\\n", *names]
     locked = node_io.read_text(VERSIONLOCK) or ""
     lines = [line.split("\t") for line in node_io.run(query).out.splitlines() if "\t" in line]
     return {name: Package(version, f"{name}-" in locked and version in locked) for name, version in lines}
@@ -283,13 +284,15 @@ def observe(wanted: Wanted, family: str) -> Observed:
     except KeyError:
         members = None
     sources = [source for source in (wanted.toolkit_source, wanted.docker_source) if source]
+    record = node_io.observe_file(RECORD)
+    names = (*toolkit_plan.KNOWN, *(Record.read(record.text).along if record else ()))
     cdi = [*glob.glob("/etc/cdi/*.yaml"), *glob.glob("/etc/cdi/*.json")]
     return Observed(
-        packages=observe_packages(family),
+        packages=observe_packages(family, names),
         snap=bool(os.path.exists("/snap/bin/docker") or glob.glob("/var/lib/snapd/snaps/docker_*.snap")),
         daemon=node_io.observe_file(DAEMON_JSON),
         config=node_io.observe_file(CONFIG),
-        record=node_io.observe_file(RECORD),
+        record=record,
         services=services,
         engine=observe_engine() if active else None,
         flags=observe_flags() if active else (),
@@ -349,7 +352,8 @@ class Node:
         elif verb == "remove":
             node_io.remove_file(path)
         elif path == RECORD:
-            self._remember(toolkit_plan.wanted_record(self.seen, self.wanted))
+            plan = toolkit_plan.wanted_record if self.wanted.present else toolkit_plan.leaving_record
+            self._remember(plan(self.seen, self.wanted))
         elif path == DAEMON_JSON:
             content, _marks = toolkit_plan.wanted_daemon(self.seen, self.wanted)
             if content:
