@@ -367,6 +367,7 @@ def test_another_cgroup_driver_waits_for_the_containers_that_run() -> None:
     made = machine.converge()
     assert subjects(made, "pending") == ["service docker"] and made["pending"][0]["disruption"] == "drain"
     assert "systemd → cgroupfs" in made["pending"][0]["summary"] and machine.ended == 0
+    assert [words for words in machine.warnings if "lab_max_disruption=drain (nothing is waited for)" in words]
     assert machine.loaded and machine.loaded.cgroup_driver == "systemd"
     again = machine.converge()
     assert again["changed"] is False and subjects(again, "pending") == ["service docker"]

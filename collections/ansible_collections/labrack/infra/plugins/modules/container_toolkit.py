@@ -15,7 +15,8 @@ description:
     another source than O(docker) is kept and reported.
   - Merges settings into C(/etc/docker/daemon.json). Every other key stays, and a file that is no JSON object stops
     the module before it changes anything.
-  - Reloads Docker where that is enough. A restart that could end containers is of the class V(drain).
+  - Reloads Docker where that is enough. A restart that could end containers is of the class V(drain). With that
+    consent it is made at once; the module empties no node.
   - Lets the toolkit's own unit write the CDI specs, and runs it again after a change of the MIG layout.
   - What it made is remembered in C(/var/lib/labrack/container_toolkit.json).
 extends_documentation_fragment:
@@ -380,8 +381,9 @@ class Node:
             stream.flush()
             done = node_io.run(["dockerd", "--validate", "--config-file", stream.name])
         if done.rc not in (0, 126, 127) and "unknown flag" not in done.err:
+            words = done.err.strip().replace(stream.name, DAEMON_JSON)[-300:]
             raise ToolkitError(
-                f"dockerd refuses {DAEMON_JSON} as it would be: {done.err.strip()[-300:]}. It was left as it is. "
+                f"dockerd refuses {DAEMON_JSON} as it would be: {words}. It was left as it is. "
                 f"Mend: correct what is wrong in {DAEMON_JSON}, and run again"
             )
 
@@ -502,7 +504,7 @@ def main() -> None:
         return {"notes": found, "cdi_refresh": refreshed[0]}
 
     try:
-        converge(module, node.look, plan, node.apply, extra)
+        converge(module, node.look, plan, node.apply, extra, drains=False)
     except DaemonJsonError as error:
         module.fail_json(
             msg=f"{error}. Nothing was changed. Mend: correct it, by hand or with `python3 -m json.tool "
