@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import http.server
 import json
+import os
+import socketserver
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,6 +96,7 @@ class Machine:
     calls: list[tuple[str, ...]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     deaf: bool = False
+    mute: bool = False
     broken: str = ""
 
     # dockerd ---------------------------------------------------------------------------------------------------------
@@ -251,7 +257,7 @@ class Machine:
                 "apt_source": apt,
                 "observe_services": self.observe_services,
                 "act": self.act,
-                "observe_engine": lambda: self.loaded,
+                "observe_engine": lambda: None if self.mute else self.loaded,
                 "observe_flags": lambda: self.flags,
                 "grp": SimpleNamespace(getgrnam=self.getgrnam),
                 "pwd": SimpleNamespace(getpwnam=self.getpwnam),
@@ -597,6 +603,57 @@ def test_any_wish_after_any_other_ends_no_container_and_leaves_nothing(
     undone = machine.converge(state="absent")
     assert undone["pending"] == []
     assert machine.state() == before
+
+
+# --- reading dockerd -------------------------------------------------------------------------------------------------
+
+INFO = {
+    "ContainersRunning": 2,
+    "ContainersPaused": 1,
+    "LiveRestoreEnabled": True,
+    "CgroupDriver": "systemd",
+    "Runtimes": {"runc": {}, "nvidia": {}},
+    "DefaultRuntime": "nvidia",
+    "Swarm": {"LocalNodeState": "inactive"},
+}
+
+
+@pytest.mark.parametrize("answer", [INFO, {"message": "starting"}, None])
+def test_dockerd_is_asked_on_its_socket(
+    answer: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/info"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode() if answer else b"<html>")
+
+        def log_message(self, *_arguments: Any) -> None:
+            pass
+
+    monkeypatch.setattr(module, "SOCKET", str(tmp_path / "docker.sock"))
+    monkeypatch.setattr(module, "PID_FILE", str(tmp_path / "docker.pid"))
+    (tmp_path / "docker.pid").write_text(f"{os.getpid()}\n")
+    assert module.observe_engine() is None, "nobody listens"
+    with socketserver.ThreadingUnixStreamServer(module.SOCKET, Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        engine = module.observe_engine()
+        server.shutdown()
+    if answer is not INFO:
+        assert engine is None
+        return
+    assert engine and engine.identity.startswith(f"{os.getpid()}:")
+    wanted = Engine("", True, "systemd", ("nvidia", "runc"), "nvidia", 3, False)
+    assert replace(engine, identity="") == wanted
+
+
+def test_a_dockerd_that_does_not_answer_is_left_alone_and_told() -> None:
+    machine = docker_there()
+    machine.mute = True
+    made = machine.converge()
+    assert not [call for call in machine.calls if call[1] == "docker"]
+    assert any("does not answer" in note for note in made["notes"])
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

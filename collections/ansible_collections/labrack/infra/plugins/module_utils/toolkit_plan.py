@@ -578,9 +578,14 @@ def _plan_engine(observed: Observed, wanted: Wanted, daemon: FileState | None, r
         changes.append(Change("service docker", f"reloaded: {', '.join(reloads)}", "reload", step=("reload", "docker")))
     driver = _driver(data) if wants_toolkit(observed, wanted) and wanted.cgroup_driver else ""
     switch = bool(driver) and driver != engine.cgroup_driver and "exec-opts" not in flag_keys(observed)
-    if switch or record.stale == engine.identity:
+    if switch or _due(record, engine):
         changes.append(_restart(engine, live, f"{engine.cgroup_driver} → {driver}" if switch else ""))
     return changes
+
+
+def _due(record: Record, engine: Engine) -> bool:
+    """Whether the dockerd that runs is the one that has not been restarted since a change."""
+    return bool(engine.identity) and record.stale == engine.identity
 
 
 def _live(observed: Observed, daemon: FileState | None) -> bool:
@@ -635,7 +640,7 @@ def _plan_absent(observed: Observed, wanted: Wanted) -> list[Change]:
     daemon, _marks = wanted_daemon(observed, wanted)
     changes += plan_file(DAEMON_JSON, observed.daemon, daemon)
     waiting = leaving_record(observed, wanted)
-    if observed.engine and waiting.stale == observed.engine.identity and not docker:
+    if observed.engine and _due(waiting, observed.engine) and not docker:
         restart = _restart(observed.engine, _live(observed, daemon), "")
         if restart.disruption == "drain":
             # otherwise the next run would not know of it any more
@@ -681,6 +686,8 @@ def notes(observed: Observed, wanted: Wanted) -> list[str]:
                     f"dockerd's command line sets {key}, so daemon.json was left without it. Mend: take it out of "
                     "docker.service or /etc/default/docker, and run again"
                 )
+        if observed.engine is None and observed.services.get("docker", ServiceState()).active:
+            found.append("dockerd runs but does not answer on its socket, so it was neither reloaded nor restarted")
         if observed.engine and observed.engine.swarm:
             found.append("Docker is in swarm mode, which excludes live-restore: a restart of dockerd ends containers")
         others = [user for user in observed.members or () if user not in wanted.users]

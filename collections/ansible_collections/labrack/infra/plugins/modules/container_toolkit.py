@@ -251,7 +251,11 @@ def observe_engine() -> Engine | None:
 
 
 def _pid() -> str:
-    return (node_io.read_text(PID_FILE) or "").strip()
+    found = node_io.read_text(PID_FILE)
+    if found is None:
+        # daemon.json may put the file elsewhere
+        found = node_io.run(["systemctl", "show", "--property=MainPID", "--value", "docker.service"]).out
+    return found.strip()
 
 
 def _identity() -> str:
@@ -262,7 +266,7 @@ def _identity() -> str:
 
 def observe_flags() -> tuple[str, ...]:
     """Return the options on the running dockerd's command line."""
-    words = (node_io.read_text(f"/proc/{_pid()}/cmdline") or "").split("\0") if _pid() else []
+    words = (node_io.read_text(f"/proc/{_pid()}/cmdline") or "").split("\0")
     return tuple(word for word in words[1:] if word.startswith("--"))
 
 
