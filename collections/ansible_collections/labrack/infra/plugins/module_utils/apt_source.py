@@ -203,7 +203,7 @@ def check_conflicts(source: Source, others: Mapping[str, str]) -> None:
             if (entry.uri, entry.suite) == (wanted, source.suite) and entry.signed_by != source.keyring:
                 signed = f"Signed-By {entry.signed_by}" if entry.signed_by else "no Signed-By"
                 raise SourceError(
-                    f"{path} names the source {entry.uri} too, with {signed}, and apt refuses to work at all when one "
+                    f"{path} names the source {entry.uri} too, with {signed}, and apt stops altogether where one "
                     f"source has two keys. Mend: remove {path}, or that entry in it, and run again; this role brings "
                     "the source with its own key"
                 )

@@ -101,15 +101,19 @@ class _Module(Protocol):
         """End the module with a failure."""
 
 
-def pending_words(pending: Iterable[dict[str, str]]) -> list[str]:
-    """Return a sentence per disruption class: what waits for consent, and how to give it."""
+def pending_words(pending: Iterable[dict[str, str]], drains: bool = True) -> list[str]:
+    """Return a sentence per disruption class: what waits for consent, and how to give it.
+
+    ``drains`` says whether nodes are emptied before a change of the class drain.
+    """
+    after = "nodes are drained first, jobs end in their own time" if drains else "nothing is waited for"
     by_class: dict[str, list[str]] = {}
     for change in pending:
         by_class.setdefault(change["disruption"], []).append(f"{change['subject']}: {change['summary']}")
     return [
         f"pending until you consent to '{disruption}': {'; '.join(by_class[disruption])}. "
         f"To make it so, run the same command with -e lab_max_disruption={disruption}"
-        + (" (nodes are drained first, jobs end in their own time)" if disruption == "drain" else "")
+        + (f" ({after})" if disruption == "drain" else "")
         for disruption in DISRUPTIONS
         if disruption in by_class
     ]
@@ -121,11 +125,12 @@ def converge(
     plan: Callable[[State], list[Change]],
     apply: Callable[[list[Change]], None],
     extra: Callable[[State], dict[str, Any]] | None = None,
+    drains: bool = True,
 ) -> NoReturn:
     """Run one module: observe, plan, apply what ``max_disruption`` consents to, observe again, fail if still off.
 
     Check mode is the same plan, not applied. ``extra`` adds keys to the result from the last observed state; what it
-    gives as ``pending`` is added to what consent holds back.
+    gives as ``pending`` is added to what consent holds back. ``drains`` is that of :func:`pending_words`.
     Ends the module by ``exit_json`` or ``fail_json``.
     """
     allowed = str(module.params.get("max_disruption") or DISRUPTIONS[-1])
@@ -146,6 +151,6 @@ def converge(
         more = extra(state)
         result["pending"] += more.pop("pending", [])
         result.update(more)
-    for words in pending_words(result["pending"]):
+    for words in pending_words(result["pending"], drains):
         module.warn(words)
     module.exit_json(**result)

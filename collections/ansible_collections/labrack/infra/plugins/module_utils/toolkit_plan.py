@@ -460,8 +460,8 @@ def wanted_record(observed: Observed, wanted: Wanted) -> Record:
     after, marks = wanted_daemon(observed, wanted)
     there = set(observed.packages)
     toolkit = tuple(name for name in wrong_toolkit(observed, wanted) if name not in there)
+    users = _users(observed, wanted)
     members = observed.members or ()
-    added = [user for user in wanted.users if user not in members] if wants_docker(observed, wanted) else []
     stale = before.stale
     if observed.engine and _needs_restart(observed, after):
         stale = observed.engine.identity
@@ -473,10 +473,18 @@ def wanted_record(observed: Observed, wanted: Wanted) -> Record:
         marks=marks,
         made=before.made or (observed.daemon is None and after is not None),
         config=wanted_config(observed, wanted)[1],
-        users=tuple(sorted({*(user for user in before.users if user in wanted.users), *added})),
+        users=tuple(sorted(user for user in set(users) if user in before.users or user not in members)),
         mig=wanted.mig or before.mig,
         stale=stale,
     )
+
+
+def leaving_record(observed: Observed, wanted: Wanted) -> Record:
+    """Return what there is to remember while the undoing waits for consent."""
+    record = read_record(observed)
+    if observed.engine and observed.record and _needs_restart(observed, wanted_daemon(observed, wanted)[0]):
+        return replace(record, stale=observed.engine.identity)
+    return record
 
 
 def _to_hold(observed: Observed, wanted: Wanted) -> tuple[str, ...]:
@@ -510,8 +518,7 @@ def _plan_present(observed: Observed, wanted: Wanted) -> list[Change]:
         changes.append(Change(f"packages {' '.join(docker)}", "installed", step=("docker", *docker)))
     if wants_docker(observed, wanted):
         changes += _plan_engine(observed, wanted, daemon, record)
-        changes += _plan_members(observed, wanted, record)
-    return changes
+    return changes + _plan_members(observed, wanted)
 
 
 def _plan_source(observed: Observed, source: Source) -> list[Change]:
@@ -559,7 +566,7 @@ def _plan_engine(observed: Observed, wanted: Wanted, daemon: FileState | None, r
         return plan_service("docker", state)
     changes = plan_service("docker", state)
     data = daemon_json.parse(daemon.text if daemon else "")
-    live = data.get("live-restore") is True or "live-restore" in flag_keys(observed)
+    live = _live(observed, daemon)
     reloads = []
     if live and not engine.live_restore:
         reloads.append("live-restore on")
@@ -571,9 +578,20 @@ def _plan_engine(observed: Observed, wanted: Wanted, daemon: FileState | None, r
         changes.append(Change("service docker", f"reloaded: {', '.join(reloads)}", "reload", step=("reload", "docker")))
     driver = _driver(data) if wants_toolkit(observed, wanted) and wanted.cgroup_driver else ""
     switch = bool(driver) and driver != engine.cgroup_driver and "exec-opts" not in flag_keys(observed)
-    if switch or record.stale == engine.identity:
+    if switch or _due(record, engine):
         changes.append(_restart(engine, live, f"{engine.cgroup_driver} → {driver}" if switch else ""))
     return changes
+
+
+def _due(record: Record, engine: Engine) -> bool:
+    """Whether the dockerd that runs is the one that has not been restarted since a change."""
+    return bool(engine.identity) and record.stale == engine.identity
+
+
+def _live(observed: Observed, daemon: FileState | None) -> bool:
+    """Whether dockerd keeps containers over its restart, once it has read daemon.json."""
+    data = daemon_json.parse(daemon.text if daemon else "")
+    return data.get("live-restore") is True or "live-restore" in flag_keys(observed)
 
 
 def _driver(data: Mapping[str, Any]) -> str:
@@ -593,17 +611,17 @@ def _restart(engine: Engine, live: bool, switch: str) -> Change:
     return Change("service docker", f"restarted: {why}", disruption, step=("restart", "docker"))
 
 
-def _plan_members(observed: Observed, wanted: Wanted, record: Record) -> list[Change]:
-    members = observed.members or ()
-    changes = [
-        Change(f"group docker, {user}", "added", step=("add", user)) for user in wanted.users if user not in members
-    ]
-    ours = set(read_record(observed).users)
+def _plan_members(observed: Observed, wanted: Wanted) -> list[Change]:
+    members, users = observed.members or (), _users(observed, wanted)
+    changes = [Change(f"group docker, {user}", "added", step=("add", user)) for user in users if user not in members]
+    ours = set(read_record(observed).users) - set(users)
     return changes + [
-        Change(f"group docker, {user}", "removed", step=("drop", user))
-        for user in members
-        if user in ours and user not in wanted.users
+        Change(f"group docker, {user}", "removed", step=("drop", user)) for user in members if user in ours
     ]
+
+
+def _users(observed: Observed, wanted: Wanted) -> tuple[str, ...]:
+    return wanted.users if wants_docker(observed, wanted) else ()
 
 
 def _plan_absent(observed: Observed, wanted: Wanted) -> list[Change]:
@@ -621,11 +639,13 @@ def _plan_absent(observed: Observed, wanted: Wanted) -> list[Change]:
     changes += plan_file(CONFIG, observed.config, config)
     daemon, _marks = wanted_daemon(observed, wanted)
     changes += plan_file(DAEMON_JSON, observed.daemon, daemon)
-    if observed.engine and not docker:
-        data = daemon_json.parse(daemon.text if daemon else "")
-        gone = "nvidia" in observed.engine.runtimes and "nvidia" not in (data.get("runtimes") or {})
-        if gone or _needs_restart(observed, daemon):
-            changes.append(_restart(observed.engine, data.get("live-restore") is True, ""))
+    waiting = leaving_record(observed, wanted)
+    if observed.engine and _due(waiting, observed.engine) and not docker:
+        restart = _restart(observed.engine, _live(observed, daemon), "")
+        if restart.disruption == "drain":
+            # otherwise the next run would not know of it any more
+            changes += plan_file(RECORD, observed.record, waiting.file())
+        changes.append(restart)
     loose = tuple(name for name in record.held if name in observed.packages and observed.packages[name].held)
     if loose:
         changes.append(Change(f"hold {' '.join(loose)}", "let go", step=("unhold", *loose)))
@@ -642,9 +662,9 @@ def _plan_absent(observed: Observed, wanted: Wanted) -> list[Change]:
             changes += [
                 replace(change, step=(*change.step, source.name)) for change in plan_source(state, source, False)
             ]
-    packages = [change.disruption for change in changes if change.step[0] in ("purge", "remove-packages")]
+    late = [change.disruption for change in changes if change.step[0] in ("purge", "remove-packages", "restart")]
     # what waits for consent is still to be undone, and remembered
-    last = max(packages, key=rank, default="none")
+    last = max(late, key=rank, default="none")
     return changes + [replace(change, disruption=last) for change in plan_file(RECORD, observed.record, None)]
 
 
@@ -666,6 +686,8 @@ def notes(observed: Observed, wanted: Wanted) -> list[str]:
                     f"dockerd's command line sets {key}, so daemon.json was left without it. Mend: take it out of "
                     "docker.service or /etc/default/docker, and run again"
                 )
+        if observed.engine is None and observed.services.get("docker", ServiceState()).active:
+            found.append("dockerd runs but does not answer on its socket, so it was neither reloaded nor restarted")
         if observed.engine and observed.engine.swarm:
             found.append("Docker is in swarm mode, which excludes live-restore: a restart of dockerd ends containers")
         others = [user for user in observed.members or () if user not in wanted.users]

@@ -15,7 +15,8 @@ description:
     another source than O(docker) is kept and reported.
   - Merges settings into C(/etc/docker/daemon.json). Every other key stays, and a file that is no JSON object stops
     the module before it changes anything.
-  - Reloads Docker where that is enough. A restart that could end containers is of the class V(drain).
+  - Reloads Docker where that is enough. A restart that could end containers is of the class V(drain). With that
+    consent it is made at once; the module empties no node.
   - Lets the toolkit's own unit write the CDI specs, and runs it again after a change of the MIG layout.
   - What it made is remembered in C(/var/lib/labrack/container_toolkit.json).
 extends_documentation_fragment:
@@ -159,6 +160,7 @@ import pwd
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -249,7 +251,11 @@ def observe_engine() -> Engine | None:
 
 
 def _pid() -> str:
-    return (node_io.read_text(PID_FILE) or "").strip()
+    found = node_io.read_text(PID_FILE)
+    if found is None:
+        # daemon.json may put the file elsewhere
+        found = node_io.run(["systemctl", "show", "--property=MainPID", "--value", "docker.service"]).out
+    return found.strip()
 
 
 def _identity() -> str:
@@ -260,15 +266,15 @@ def _identity() -> str:
 
 def observe_flags() -> tuple[str, ...]:
     """Return the options on the running dockerd's command line."""
-    words = (node_io.read_text(f"/proc/{_pid()}/cmdline") or "").split("\0") if _pid() else []
+    words = (node_io.read_text(f"/proc/{_pid()}/cmdline") or "").split("\0")
     return tuple(word for word in words[1:] if word.startswith("--"))
 
 
-def observe_packages(family: str) -> dict[str, Package]:
-    """Return those of the packages that matter here which are installed."""
+def observe_packages(family: str, names: Sequence[str]) -> dict[str, Package]:
+    """Return those of the packages that are installed."""
     if family != "redhat":
-        return apt_source.observe_packages(toolkit_plan.KNOWN)
-    query = ["rpm", "-q", "--queryformat", "%{NAME}\\t%{VERSION}-%{RELEASE}\\n", *toolkit_plan.KNOWN]
+        return apt_source.observe_packages(names)
+    query = ["rpm", "-q", "--queryformat", "%{NAME}\\t%{VERSION}-%{RELEASE}\\n", *names]
     locked = node_io.read_text(VERSIONLOCK) or ""
     lines = [line.split("\t") for line in node_io.run(query).out.splitlines() if "\t" in line]
     return {name: Package(version, f"{name}-" in locked and version in locked) for name, version in lines}
@@ -283,13 +289,15 @@ def observe(wanted: Wanted, family: str) -> Observed:
     except KeyError:
         members = None
     sources = [source for source in (wanted.toolkit_source, wanted.docker_source) if source]
+    record = node_io.observe_file(RECORD)
+    names = (*toolkit_plan.KNOWN, *(Record.read(record.text).along if record else ()))
     cdi = [*glob.glob("/etc/cdi/*.yaml"), *glob.glob("/etc/cdi/*.json")]
     return Observed(
-        packages=observe_packages(family),
+        packages=observe_packages(family, names),
         snap=bool(os.path.exists("/snap/bin/docker") or glob.glob("/var/lib/snapd/snaps/docker_*.snap")),
         daemon=node_io.observe_file(DAEMON_JSON),
         config=node_io.observe_file(CONFIG),
-        record=node_io.observe_file(RECORD),
+        record=record,
         services=services,
         engine=observe_engine() if active else None,
         flags=observe_flags() if active else (),
@@ -349,7 +357,8 @@ class Node:
         elif verb == "remove":
             node_io.remove_file(path)
         elif path == RECORD:
-            self._remember(toolkit_plan.wanted_record(self.seen, self.wanted))
+            plan = toolkit_plan.wanted_record if self.wanted.present else toolkit_plan.leaving_record
+            self._remember(plan(self.seen, self.wanted))
         elif path == DAEMON_JSON:
             content, _marks = toolkit_plan.wanted_daemon(self.seen, self.wanted)
             if content:
@@ -376,8 +385,9 @@ class Node:
             stream.flush()
             done = node_io.run(["dockerd", "--validate", "--config-file", stream.name])
         if done.rc not in (0, 126, 127) and "unknown flag" not in done.err:
+            words = done.err.strip().replace(stream.name, DAEMON_JSON)[-300:]
             raise ToolkitError(
-                f"dockerd refuses {DAEMON_JSON} as it would be: {done.err.strip()[-300:]}. It was left as it is. "
+                f"dockerd refuses {DAEMON_JSON} as it would be: {words}. It was left as it is. "
                 f"Mend: correct what is wrong in {DAEMON_JSON}, and run again"
             )
 
@@ -498,7 +508,7 @@ def main() -> None:
         return {"notes": found, "cdi_refresh": refreshed[0]}
 
     try:
-        converge(module, node.look, plan, node.apply, extra)
+        converge(module, node.look, plan, node.apply, extra, drains=False)
     except DaemonJsonError as error:
         module.fail_json(
             msg=f"{error}. Nothing was changed. Mend: correct it, by hand or with `python3 -m json.tool "
