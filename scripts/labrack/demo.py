@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -33,8 +34,17 @@ A100 = GpuSpec(
 )
 RTX_4090 = GpuSpec("NVIDIA GeForce RTX 4090", memory_mib=24564, power_limit_w=450.0, ecc=False, pci_device="0x2684")
 RTX_A6000 = GpuSpec("NVIDIA RTX A6000", memory_mib=49140, power_limit_w=300.0)
-#: The nodes of inventories/demo, with their cards.
+#: The nodes, with their cards, and the groups that inventories/demo has of them.
 CARDS: Mapping[str, tuple[GpuSpec, ...]] = {"head": (), "node1": (A100, A100), "node2": (RTX_4090, RTX_A6000)}
+WORKERS = ("node1", "node2")
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "lab_head": (HEAD,),
+    "lab_workers": WORKERS,
+    "slurm_controller": (HEAD,),
+    "slurm_database": (HEAD,),
+    "slurm_login": (HEAD,),
+    "slurm_worker": WORKERS,
+}
 
 
 def state_dir() -> Path:
@@ -58,11 +68,11 @@ def up(system: str, script: bool, progress: Progress) -> None:
     again = node.exists(LAB)
     with progress.step("Nodes") as step:
         lab = _existing(system) if again else node.up(_spec(system), state_dir(), step.say)
-        inventory = _write_inventory(lab)
+        _write_inventory(lab)
         names = ", ".join(f"{name} ({len(cards)} GPUs)" if cards else name for name, cards in CARDS.items())
         step.summary = f"{'there already: ' if again else ''}{names}"
     with progress.step("Converge") as step:
-        outcome = run_playbook(PLAYBOOK, [home() / "inventories/demo", inventory], state_dir() / "ansible.log", step)
+        outcome = run_playbook(PLAYBOOK, [home() / "inventories/demo"], state_dir() / "ansible.log", step)
         step.summary = _summary(outcome)
     if script:
         with progress.step("Script") as step:
@@ -117,19 +127,19 @@ def _existing(system: str) -> node.Lab:
     return lab
 
 
-def _write_inventory(lab: node.Lab) -> Path:
-    """Write what inventories/demo can't know: where the nodes are, and the researchers' key. Returns its path."""
+def _write_inventory(lab: node.Lab) -> None:
+    """Write what the inventory plugin of inventories/demo reads: the nodes, their groups, the researchers' key."""
     key = state_dir() / "researcher"
     if not key.exists():
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "researcher", "-f", str(key)]
         subprocess.run(keygen, check=True)
     (state_dir() / "ssh_config").write_text(ssh.config(lab, "ada", key), encoding="utf-8")
     public = key.with_suffix(".pub").read_text(encoding="utf-8").strip()
-    inventory = {"all": {"hosts": node.inventory(lab), "vars": {"demo_keys": [public]}}}
-    # JSON is YAML, and ends as the inventory plugin for YAML wants it
-    path = state_dir() / "hosts.json"
-    path.write_text(json.dumps(inventory, indent=2) + "\n", encoding="utf-8")
-    return path
+    children: dict[str, dict[str, dict[str, Any]]] = {
+        group: {"hosts": {host: {} for host in hosts}} for group, hosts in GROUPS.items()
+    }
+    document = {"all": {"hosts": node.inventory(lab), "vars": {"demo_keys": [public]}, "children": children}}
+    (state_dir() / "hosts.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _ssh() -> Ssh:

@@ -41,6 +41,7 @@ ORDER = (
     "test_mirror",
     "test_gpu_host",
     "test_driver_and_jobs",
+    "test_dkms",
     "test_molecule",
 )
 A100 = GpuSpec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -37,7 +38,7 @@ def run(lab: GpuLab, *arguments: str, ok: bool = True, **variables: object) -> R
     return lab.closet.play(PLAYBOOK, *arguments, ok=ok, **variables)
 
 
-# ---------------------------------------------------------------------------------------------- before anything is there
+# --------------------------------------------------------------------------------------------- before anything is there
 
 
 @pytest.mark.parametrize(
@@ -123,12 +124,12 @@ def test_module_that_does_not_build_leaves_no_half_of_a_driver(lab: GpuLab) -> N
     assert lab.versions() == before
 
 
-# --------------------------------------------------------------------------------------------------- the first driver
+# ----------------------------------------------------------------------------------------------------- the first driver
 
 
 @pytest.fixture(scope="module")
 def first(lab: GpuLab) -> dict[str, Run | tuple[str, str]]:
-    """What check mode predicted on the machine, what the first run made, what came after; branch 570 for later tests."""
+    """What check mode predicted, what the first run made, what came after; branch 570, so that there is a later one."""
     lab.closet.root(DESK, "rm -rf /etc/apt/keyrings/labrack* /etc/apt/sources.list.d/labrack* /var/lib/labrack")
     lab.closet.root(
         DESK, "rm -f /etc/apt/preferences.d/labrack* /etc/apt/apt.conf.d/60labrack* /etc/modprobe.d/labrack*"
@@ -155,10 +156,9 @@ def test_second_run_and_its_check_change_nothing(first: dict[str, Run]) -> None:
     assert first["checked"].changed[DESK] == 0
 
 
-def test_no_op_costs_no_more_than_four_module_tasks_for_driver_and_toolkit(first: dict[str, Run]) -> None:
-    roles = [task for task in first["again"].modules(DESK) if task.action in ("nvidia_driver", "container_toolkit")]
-    assert len(roles) == 2
-    assert len(first["again"].modules(DESK)) <= 5
+def test_no_op_costs_one_module_task_a_role(first: dict[str, Run]) -> None:
+    actions = [task.action for task in first["again"].modules(DESK) if task.ending != "skipped"]
+    assert actions == ["node_facts", "lab_users", "baseline", "nvidia_driver", "container_toolkit"]
 
 
 def test_cards_work_and_the_driver_is_the_wanted_one(lab: GpuLab, first: dict[str, Run]) -> None:
@@ -200,13 +200,13 @@ def test_broken_daemon_json_stops_the_role_and_stays(lab: GpuLab, first: dict[st
     lab.closet.root(DESK, "printf '{\\n  \"mtu\": 1400,\\n}\\n' >/etc/docker/daemon.json")
     try:
         failed = run(lab, "--tags", "container_toolkit", ok=False, nvidia_driver_version=OLD)
-        assert "/etc/docker/daemon.json" in failed.messages and "line 3" in failed.messages
+        assert re.search(r"/etc/docker/daemon.json, line [23], column \d+: ", failed.messages)
         assert lab.closet.root(DESK, "cat /etc/docker/daemon.json") == '{\n  "mtu": 1400,\n}\n'
     finally:
         node.exec(lab.closet.lab.node(DESK), ["tee", "/etc/docker/daemon.json"], input=good)
 
 
-# ------------------------------------------------------------------------------------------------ another driver, and back
+# --------------------------------------------------------------------------------------------- another driver, and back
 
 
 def test_another_branch_waits_for_consent(lab: GpuLab, first: dict[str, Run]) -> None:

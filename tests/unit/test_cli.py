@@ -149,10 +149,8 @@ def test_down_keeps_the_state_of_a_lab_that_it_cannot_reach(state: Path) -> None
 
 def test_demo_has_the_nodes_and_researchers_of_its_inventory() -> None:
     inventory = ROOT / "inventories/demo"
-    groups = yaml.safe_load((inventory / "groups.yml").read_text())
-    hosts = {host for group in groups.values() for host in group.get("hosts", {})}
-    assert set(demo.CARDS) == hosts
-    assert {story.HEAD, story.WORKER, story.OTHER_WORKER} <= hosts
+    assert {host for hosts in demo.GROUPS.values() for host in hosts} == set(demo.CARDS)
+    assert {story.HEAD, story.WORKER, story.OTHER_WORKER} <= set(demo.CARDS)
     users = yaml.safe_load((inventory / "group_vars/all/lab.yml").read_text())["lab_users"]
     assert {user["name"] for user in users} == {"ada", "ben"}
 
