@@ -478,7 +478,9 @@ def install(
     if done.rc:
         raise SourceError(explain(done, f"{' '.join(packages)} can't be downloaded; nothing was installed"))
     keep = ["-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
-    done = runner([*command, *keep, "--no-download", *_INSTALL, *packages], timeout=APT_TIMEOUT, env=_ENVIRONMENT)
+    # a package in a file of its own counts as a download
+    here = [] if any("/" in package for package in packages) else ["--no-download"]
+    done = runner([*command, *keep, *here, *_INSTALL, *packages], timeout=APT_TIMEOUT, env=_ENVIRONMENT)
     if done.rc:
         raise SourceError(explain(done, f"{' '.join(packages)} can't be installed"))
     return plan
