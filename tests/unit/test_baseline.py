@@ -141,7 +141,7 @@ def entries(directories: dict[str, Directory], record: bool, node: Observed) -> 
     """Return what is in each directory of the simulated node: other roles' files, the record, directories."""
     found = {}
     for path in directories:
-        names = set(node.entries.get(path, frozenset())) - {"baseline.json", "inner"}
+        names = set(node.entries.get(path, frozenset())) - {"baseline.json", "inner", "golden-rule"}
         names |= {"baseline.json"} if record and path == "/var/lib/labrack" else set()
         names |= {"inner"} if f"{path}/inner" in directories else set()
         found[path] = frozenset(names)
@@ -160,6 +160,7 @@ WANTED = st.one_of(
         directories=DIRECTORIES,
         time_service=st.sampled_from(["", "chrony"]),
         installed=st.sampled_from([(), ("chrony",)]),
+        files=st.sampled_from([(), ("/usr/local/bin/uv",)]),
     ),
 )
 

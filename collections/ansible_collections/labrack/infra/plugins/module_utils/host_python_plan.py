@@ -190,7 +190,7 @@ def login_script(cache: str, copies: bool, admins: Sequence[str]) -> str:
     if cache:
         lines += [
             f'_labrack_cache="{cache}/${{LOGNAME:-}}"',
-            f'if [ -n "${{LOGNAME:-}}" ] && [ -z "${{UV_CACHE_DIR:-}}" ] && [ -d {cache} ]; then',
+            f'if [ "${{LOGNAME:-root}}" != root ] && [ -z "${{UV_CACHE_DIR:-}}" ] && [ -d {cache} ]; then',
             '    [ -d "$_labrack_cache" ] || mkdir -m 700 "$_labrack_cache" 2>/dev/null',
             '    if [ -O "$_labrack_cache" ] && [ ! -L "$_labrack_cache" ]; then',
             '        export UV_CACHE_DIR="$_labrack_cache"',

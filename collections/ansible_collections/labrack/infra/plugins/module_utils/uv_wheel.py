@@ -105,25 +105,22 @@ def fetch(url: str, version: str, arch: str, digests: Mapping[str, str]) -> dict
 
 def install(programs: Mapping[str, bytes], version: str) -> None:
     """Put the programs in place, each by rename, after every one of them has shown that it runs (UvError, OSError)."""
-    drafts: dict[str, str] = {}
-    try:
-        for path, content in programs.items():
-            handle, drafts[path] = tempfile.mkstemp(prefix=".labrack-", dir=FOLDER)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
+    # beside their place, for the rename, and side by side, as uvx runs the uv next to it
+    with tempfile.TemporaryDirectory(prefix=".labrack-", dir=FOLDER) as folder:
+        drafts = {path: os.path.join(folder, os.path.basename(path)) for path in programs}
+        for path, draft in drafts.items():
+            with open(draft, "wb") as stream:
+                stream.write(programs[path])
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(drafts[path], 0o755)  # noqa: S103
-            done = run([drafts[path], "--version"], timeout=20)
+            os.chmod(draft, 0o755)  # noqa: S103
+        for draft in drafts.values():
+            done = run([draft, "--version"], timeout=20)
             if done.rc or version not in done.out.split():
                 words = done.err.strip() or done.out.strip() or f"exit status {done.rc}"
                 raise UvError(f"uv {version} does not run on this machine: {words}; nothing was installed")
         for path, draft in drafts.items():
             os.rename(draft, path)
-    finally:
-        for draft in drafts.values():
-            if os.path.exists(draft):
-                os.unlink(draft)
 
 
 def _get(address: str) -> tuple[bytes, str]:
