@@ -380,6 +380,7 @@ def test_the_marker_is_what_pip_reads(uv: bool) -> None:
     assert all(len(line) <= 78 for line in words.splitlines())
 
 
+LINES = ["index-url = http://x", "timeout = 9", "# note", ""]
 SECTIONS = st.lists(
     st.sampled_from(["[global]", "[install]", "[list]"]).flatmap(
         lambda name: st.lists(
