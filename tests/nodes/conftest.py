@@ -39,6 +39,7 @@ ORDER = (
     "test_membership",
     "test_undo",
     "test_golden_rule",
+    "test_mirror",
     "test_molecule",
 )
 A100 = GpuSpec(

@@ -401,3 +401,24 @@ def test_what_the_stand_in_does_not_know_is_refused(machine: Machine, argv: list
     with pytest.raises(SystemExit) as ended:
         machine.run(*argv)
     assert ended.value.code == 2
+
+
+def test_library_of_a_packaged_driver_is_the_installed_one(machine: Machine) -> None:
+    machine.document["driver"].update(packaged=True, library_version=None)
+    status, out = machine.run("-L")
+    assert status == 12
+    assert out.startswith("NVIDIA-SMI couldn't find libnvidia-ml.so library in your system.")
+    folder = machine.root / "usr/lib/x86_64-linux-gnu"
+    folder.mkdir(parents=True)
+    (folder / "libnvidia-ml.so.595.91.07").touch()
+    (folder / "libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.595.91.07")
+    status, out = machine.run("-L")
+    assert (status, out.splitlines()[-1]) == (18, "NVML library version: 595.91")
+    machine.document["driver"]["version"] = "595.91.07"
+    assert machine.run("-L")[0] == 0
+
+
+def test_card_that_the_driver_does_not_take_is_not_listed(machine: Machine) -> None:
+    machine.document["gpus"][1]["driven"] = False
+    status, out = machine.run("-L")
+    assert (status, len(out.splitlines())) == (0, 1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import shlex
 import subprocess
 from copy import deepcopy
@@ -220,6 +221,45 @@ def test_document_is_stable_and_its_own() -> None:
     assert len({card["uuid"] for card in both}) == 6
 
 
+def test_document_without_a_driver() -> None:
+    document = gpus.document("lab/w1", [gpus.GpuSpec()], driver=False, nouveau=True)
+    assert document["driver"]["packaged"]
+    assert not document["driver"]["loaded"]
+    assert document["driver"]["version"] is None
+    assert document["nouveau"] == "loaded"
+    assert gpus.document("lab/w1", [])["nouveau"] is None
+
+
+MODULES = runpy.run_path(str(DATA / "kernel-modules"))
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "is_open", "works"),
+    [
+        ("0x1b06", "580.105.08", False, True),
+        ("0x1b06", "580.105.08", True, False),
+        ("0x1b06", "590.48.01", False, False),
+        ("0x1db6", "590.48.01", False, False),
+        ("0x1e07", "590.48.01", False, True),
+        ("0x2230", "595.91.07", True, True),
+    ],
+)
+def test_which_driver_takes_which_card(
+    device: str, version: str, is_open: bool, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    driven = MODULES["driven"]
+    monkeypatch.setitem(driven.__globals__, "log", lambda *lines: said.extend(lines))
+    card = gpus.document("lab/w1", [gpus.GpuSpec("NVIDIA card", pci_device=device)])["gpus"][0]
+    assert driven(card, version, is_open) is works
+    assert bool(said) is not works
+
+
+def test_stand_in_modprobe_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(MODULES["Failure"], match="knows no --force"):
+        MODULES["modprobe"](["--force", "nvidia"])
+
+
 def test_lost_card_is_in_the_kernel_log_once() -> None:
     before = gpus.document("lab/w1", [gpus.GpuSpec(), gpus.GpuSpec()])
     after = gpus.document("lab/w1", [gpus.GpuSpec(), gpus.GpuSpec()])
@@ -244,13 +284,16 @@ def test_mending_a_card_empties_the_kernel_log() -> None:
     [
         ("head", node.NodeSpec("head")),
         ("w1:gpus=2:system=debian12", node.NodeSpec("w1", "debian12", (gpus.GpuSpec(),) * 2)),
+        ("w1:driver=none:gpus=1", node.NodeSpec("w1", gpus=(gpus.GpuSpec(),), driver=False)),
+        ("w1:driver=nouveau", node.NodeSpec("w1", driver=False, nouveau=True)),
+        ("w1:driver=loaded", node.NodeSpec("w1")),
     ],
 )
 def test_node_argument(text: str, spec: node.NodeSpec) -> None:
     assert parse_node(text) == spec
 
 
-@pytest.mark.parametrize("text", ["w1:gpus=two", "w1:cpus=2", "w1:system="])
+@pytest.mark.parametrize("text", ["w1:gpus=two", "w1:cpus=2", "w1:system=", "w1:driver=nvidia"])
 def test_wrong_node_argument(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="expected gpus=NUMBER, system=SYSTEM or driver="):
         parse_node(text)

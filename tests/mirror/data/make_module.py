@@ -73,7 +73,7 @@ def build(version, module_license):
     """Make the modules for every kernel; exit with 10, as dkms does, where they can't be built."""
     state = Path("/var/lib/dkms/nvidia") / version
     for kernel in kernels():
-        print(f"Building initial module nvidia/{version} for {kernel}")
+        print(f"Building initial module nvidia/{version} for {kernel}", flush=True)
         if FAILS.exists():
             log = state / "build/make.log"
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,10 @@ def remove(version):
             folder.rmdir()
         if (Path("/lib/modules") / kernel).is_dir():
             subprocess.run(["depmod", kernel], check=True)
-    shutil.rmtree(Path("/var/lib/dkms/nvidia") / version, ignore_errors=True)
+    state = Path("/var/lib/dkms/nvidia")
+    shutil.rmtree(state / version, ignore_errors=True)
+    if state.is_dir() and not os.listdir(state):
+        state.rmdir()
 
 
 if __name__ == "__main__":

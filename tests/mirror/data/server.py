@@ -10,9 +10,11 @@ It is read at each request, so a fault is there at once; "refused" closes the po
 import functools
 import http.server
 import json
+import posixpath
 import select
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 PAGE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body><h1>Page not found</h1></body></html>\n"
@@ -36,9 +38,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().__init__(*args, directory=str(root / "tree"), **rest)
 
     def do_GET(self):
-        path = self.path.partition("?")[0]
+        # A flat repository's index names its files with a leading "./".
+        path = posixpath.normpath(urllib.parse.unquote(self.path.partition("?")[0]))
         table = faults(self.root)
-        prefix = max((prefix for prefix in table if path.startswith(prefix)), key=len, default=None)
+        prefix = max((prefix for prefix in table if f"{path}/".startswith(prefix)), key=len, default=None)
         fault = table[prefix] if prefix is not None else {"fault": ""}
         if fault["fault"] == "slow":
             time.sleep(fault["seconds"])
@@ -48,7 +51,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             content = (self.root / "tree" / path.lstrip("/")).read_bytes()
             return self.answer(content[:-1] + bytes([content[-1] ^ 1]), "application/vnd.debian.binary-package")
         alternate = self.root / "alternates" / (fault["fault"] or "none") / path.lstrip("/")
-        if ".." not in path and alternate.is_file():
+        if alternate.is_file():
             return self.answer(alternate.read_bytes(), "application/octet-stream")
         return super().do_GET()
 
