@@ -222,3 +222,13 @@ def test_entries_come_from_the_inventory_then_from_facts() -> None:
         {"name": "worker1", "aliases": ["box7"], "address": "10.0.0.2"},
         {"name": "worker2", "aliases": []},
     ]
+
+
+def test_undo_removes_a_directory_that_only_has_files_of_ours() -> None:
+    home = "/var/lib/labrack"
+    wanted = Wanted(directories={home: Directory()})
+    node = apply(Observed(), wanted, baseline_plan.plan(Observed(), wanted))
+    for names, gone in ((["baseline.json", "golden-rule"], True), (["baseline.json", "slurm.key"], False)):
+        node = replace(node, entries={home: frozenset(names)})
+        steps = [change.step for change in baseline_plan.plan(node, Wanted(present=False))]
+        assert (("rmdir", home) in steps) is gone

@@ -25,6 +25,7 @@ CUDA_PACKAGES = ("cuda-toolkit*", "nvidia-cuda-toolkit")
 _CUDA_PACKAGE = re.compile(r"cuda-toolkit(-\d+(-\d+)?)?|nvidia-cuda-toolkit")
 #: Where people put a Python for everybody.
 _SHARED = ("opt", "usr/local", "data", "srv", "scratch")
+Mounts = Mapping[str, tuple[str, str]]
 _DISTRIBUTION = re.compile(r"([A-Za-z0-9][A-Za-z0-9._]*?)(-[^-]+)?(-py\d.*)?\.(dist-info|egg-info|egg)")
 
 
@@ -41,7 +42,7 @@ def observe_python(root: Path = Path("/")) -> dict[str, Any]:
         "externally_managed": mark is not None and (root / mark.lstrip("/")).is_file(),
         "pip": _pip_version(root, version),
         "packages": _packages(root, version) if version else [],
-        "others": sorted(_others(root, version), key=lambda one: str(one["path"])),
+        "others": sorted(_others(root), key=lambda one: str(one["path"])),
     }
 
 
@@ -68,24 +69,27 @@ def marker(root: Path = Path("/")) -> str | None:
     return None
 
 
-def remote(root: Path, path: str) -> bool:
-    """Return whether a path lies on a file system of a server, the way to which could hang. Asks no file system."""
-    return bool(NETWORK_FILESYSTEMS.fullmatch(mount_of(root, path)[1]))
-
-
-def mount_of(root: Path, path: str) -> tuple[str, str]:
-    """Return the device number ("8:1") and the type of the file system that a path lies on, ("", "") if unknown."""
-    best = ("", ("", ""))
+def read_mounts(root: Path = Path("/")) -> Mounts:
+    """Return what is mounted, by mount point: device number ("8:1") and type; the last one on a point is seen."""
+    mounts = {}
     for line in (read_text(root / "proc/self/mountinfo") or "").splitlines():
         before, _dash, after = line.partition(" - ")
         fields, tail = before.split(), after.split()
         if len(fields) >= 5 and tail:
-            point = fields[4]
-            inside = point == "/" or path == point or path.startswith(point + "/")
-            # the last of several mounts on one point is the one that is seen
-            if inside and len(point) >= len(best[0]):
-                best = (point, (fields[2], tail[0]))
-    return best[1]
+            mounts[fields[4]] = (fields[2], tail[0])
+    return mounts
+
+
+def mount_of(mounts: Mounts, path: str) -> tuple[str, str]:
+    """Return device number and type of the file system that a path lies on, ("", "") if unknown. Asks none."""
+    while path not in mounts and path != "/":
+        path = os.path.dirname(path)
+    return mounts.get(path, ("", ""))
+
+
+def remote(mounts: Mounts, path: str) -> bool:
+    """Return whether a path lies on a file system of a server, the way to which could hang."""
+    return bool(NETWORK_FILESYSTEMS.fullmatch(mount_of(mounts, path)[1]))
 
 
 def _version(root: Path) -> str | None:
@@ -147,16 +151,17 @@ def _pypi_name(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _others(root: Path, version: str | None) -> Iterator[dict[str, str]]:
+def _others(root: Path) -> Iterator[dict[str, str]]:
     """Pythons beside the system's in places that all users share."""
+    mounts = read_mounts(root)
     for top in _SHARED:
-        if remote(root, f"/{top}"):
+        if remote(mounts, f"/{top}"):
             continue
         folder = root / top
         for name in _names(folder):
             path = f"/{top}/{name}"
             # the mount table is asked first: a share may be mounted right here, or be where a link leads
-            if not remote(root, path) and not remote(root, _link_target(root, path)):
+            if not remote(mounts, path) and not remote(mounts, _link_target(root, path)):
                 what = _what(folder / name)
                 if what:
                     yield {"path": path, "what": what}

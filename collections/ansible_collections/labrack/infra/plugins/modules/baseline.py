@@ -273,8 +273,8 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
 
 def read_wanted_python(params: dict[str, Any]) -> host_python_plan.Wanted:
     """Return the state of the host's Python that the module's parameters ask for; no cache where it can't be."""
-    cache = params["uv_cache"]
-    if not params["uv_version"] or any(python_observe.remote(ROOT, path) for path in _ancestors(cache)):
+    cache, mounts = params["uv_cache"], python_observe.read_mounts(ROOT)
+    if not params["uv_version"] or any(python_observe.remote(mounts, path) for path in _ancestors(cache)):
         cache = ""
     return host_python_plan.Wanted(params["state"] == "present", params["python_guard"], params["uv_version"], cache)
 
@@ -328,7 +328,7 @@ def observe_python(python: host_python_plan.Wanted, facts: dict[str, Any], notic
     """Read what concerns the host's Python; ``facts`` are those of the module ``node_facts``."""
     marker = python_observe.marker(ROOT)
     sudoers = [Path("/etc/sudoers"), *sorted(Path("/etc/sudoers.d").glob("*"))]
-    cache = python.cache and python_observe.mount_of(ROOT, python.cache)
+    mounts = python_observe.read_mounts(ROOT)
     return host_python_plan.Observed(
         marker=marker,
         marker_file=node_io.observe_file(marker) if marker else None,
@@ -339,7 +339,7 @@ def observe_python(python: host_python_plan.Wanted, facts: dict[str, Any], notic
         login=node_io.observe_file(host_python_plan.LOGIN),
         notice=node_io.observe_file(host_python_plan.NOTICE),
         admins=host_python_plan.read_admins([node_io.read_text(path) or "" for path in sudoers]),
-        copies=bool(cache) and cache != python_observe.mount_of(ROOT, "/home"),
+        copies=python_observe.mount_of(mounts, python.cache or "/") != python_observe.mount_of(mounts, "/home"),
         notice_text=notice,
     )
 
