@@ -38,6 +38,7 @@ ORDER = (
     "test_faults",
     "test_membership",
     "test_undo",
+    "test_golden_rule",
     "test_mirror",
     "test_gpu_host",
     "test_driver_and_jobs",

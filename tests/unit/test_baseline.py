@@ -141,7 +141,7 @@ def entries(directories: dict[str, Directory], record: bool, node: Observed) -> 
     """Return what is in each directory of the simulated node: other roles' files, the record, directories."""
     found = {}
     for path in directories:
-        names = set(node.entries.get(path, frozenset())) - {"baseline.json", "inner"}
+        names = set(node.entries.get(path, frozenset())) - {"baseline.json", "inner", "golden-rule"}
         names |= {"baseline.json"} if record and path == "/var/lib/labrack" else set()
         names |= {"inner"} if f"{path}/inner" in directories else set()
         found[path] = frozenset(names)
@@ -160,6 +160,7 @@ WANTED = st.one_of(
         directories=DIRECTORIES,
         time_service=st.sampled_from(["", "chrony"]),
         installed=st.sampled_from([(), ("chrony",)]),
+        files=st.sampled_from([(), ("/usr/local/bin/uv",)]),
     ),
 )
 
@@ -221,3 +222,13 @@ def test_entries_come_from_the_inventory_then_from_facts() -> None:
         {"name": "worker1", "aliases": ["box7"], "address": "10.0.0.2"},
         {"name": "worker2", "aliases": []},
     ]
+
+
+def test_undo_removes_a_directory_that_only_has_files_of_ours() -> None:
+    home = "/var/lib/labrack"
+    wanted = Wanted(directories={home: Directory()})
+    node = apply(Observed(), wanted, baseline_plan.plan(Observed(), wanted))
+    for names, gone in ((["baseline.json", "golden-rule"], True), (["baseline.json", "slurm.key"], False)):
+        node = replace(node, entries={home: frozenset(names)})
+        steps = [change.step for change in baseline_plan.plan(node, Wanted(present=False))]
+        assert (("rmdir", home) in steps) is gone

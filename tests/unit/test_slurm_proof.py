@@ -133,6 +133,7 @@ def test_a_node_that_slurm_does_not_know() -> None:
 
 GOOD = Check("job", "node1", True, "ran", "ran")
 SKIPPED = Check("job", "node2", None, "ran", "busy")
+WARNED = Check("golden rule", "node2", None, "no CUDA on the host", "/usr/local/cuda-12", "remove it")
 BAD = Check("memory", "node10", False, "2048 MiB", "no limit", "see cgroup.conf")
 
 
@@ -142,6 +143,9 @@ def test_the_document() -> None:
     assert [check["name"] for check in found["checks"]] == ["job", "job", "memory"]
     assert found["failures"] == [found["checks"][2]]
     assert document([GOOD, SKIPPED])["ok"] is True
+    warned = document([GOOD, SKIPPED, WARNED])
+    assert (warned["ok"], warned["failures"]) == (True, [])
+    assert [check["name"] for check in warned["warnings"]] == ["golden rule"]
 
 
 def test_the_table() -> None:
@@ -152,3 +156,4 @@ def test_the_table() -> None:
         "node10  memory  FAILED   2048 MiB  no limit",
         "mend node10: see cgroup.conf",
     ]
+    assert " warning  " in table([WARNED])[1] and table([WARNED])[2] == "mend node2: remove it"

@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.host_python_plan import NOTICE
 from ansible_collections.labrack.infra.plugins.module_utils.hosts_file import Host, render
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service
 
 HOSTS = "/etc/hosts"
 RECORD = "/var/lib/labrack/baseline.json"
+#: What undoing takes out of the directories before them.
+OWN_FILES = frozenset({RECORD, NOTICE})
 
 
 @dataclass(frozen=True)
@@ -36,22 +39,23 @@ class Directory:
 
 @dataclass(frozen=True)
 class Record:
-    """What the role made on this node: directories and packages, sorted."""
+    """What the role made on this node: directories, packages and files that can't be told by their text, sorted."""
 
     directories: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, text: str | None) -> Record:
         """Return the record in a file's text; an empty one for no file. ValueError for a damaged one."""
         found = json.loads(text) if text else {}
-        return cls(tuple(found.get("directories", ())), tuple(found.get("packages", ())))
+        return cls(*(tuple(found.get(key, ())) for key in ("directories", "packages", "files")))
 
     def file(self) -> FileState | None:
         """Return the file that holds the record, or None when there is nothing to remember."""
-        if not (self.directories or self.packages):
+        if not (self.directories or self.packages or self.files):
             return None
-        content = {"directories": list(self.directories), "packages": list(self.packages)}
+        content = {"directories": list(self.directories), "packages": list(self.packages), "files": list(self.files)}
         return FileState(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -70,7 +74,8 @@ class Observed:
 class Wanted:
     """A node as it should be. ``present`` False: nothing of ours, so the other fields are empty.
 
-    ``time_service`` is a systemd unit that shall run, or empty; ``installed`` are packages that the role just added.
+    ``time_service`` is a systemd unit that shall run, or empty; ``installed`` are packages that the role just added,
+    ``files`` what ``host_python_plan.ours`` says.
     """
 
     present: bool = True
@@ -78,6 +83,7 @@ class Wanted:
     directories: Mapping[str, Directory] = field(default_factory=dict)
     time_service: str = ""
     installed: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def wanted_hosts_file(observed: Observed, wanted: Wanted) -> FileState:
@@ -88,12 +94,12 @@ def wanted_hosts_file(observed: Observed, wanted: Wanted) -> FileState:
 
 def removable(observed: Observed, wanted: Wanted) -> list[str]:
     """Return the directories that we made, nobody wants any more and nothing is in, the deepest first."""
-    gone = set() if wanted.present else {RECORD}
+    gone = set() if wanted.present else set(OWN_FILES)
     for path in sorted(Record.read(observed.record.text if observed.record else None).directories, reverse=True):
         inside = {posixpath.join(path, name) for name in observed.entries.get(path, ())}
         if path in observed.directories and path not in wanted.directories and inside <= gone:
             gone.add(path)
-    return sorted(gone - {RECORD}, reverse=True)
+    return sorted(gone - OWN_FILES, reverse=True)
 
 
 def wanted_record(observed: Observed, wanted: Wanted) -> Record:
@@ -106,6 +112,7 @@ def wanted_record(observed: Observed, wanted: Wanted) -> Record:
     return Record(
         tuple(sorted((made | kept) - set(removable(observed, wanted)))),
         tuple(sorted({*before.packages, *wanted.installed})),
+        wanted.files,
     )
 
 

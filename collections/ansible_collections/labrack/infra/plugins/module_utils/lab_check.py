@@ -14,6 +14,7 @@ from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, Inventory, merged, shown
 from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_facts, check_gpu_variables
+from ansible_collections.labrack.infra.plugins.module_utils.rules_host import check_host_facts, check_host_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
 from ansible_collections.labrack.infra.plugins.module_utils.rules_users import check_registry, number_key
 from ansible_collections.labrack.infra.plugins.module_utils.users_plan import Registry, clashes
@@ -57,6 +58,7 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_registry(variables)]
         findings += [_on(host, finding) for finding in _check_connection_user(variables)]
         findings += [_on(host, finding) for finding in check_gpu_variables(variables)]
+        findings += [_on(host, finding) for finding in check_host_variables(variables)]
         for name, value in variables.items():
             findings += [_on(host, finding) for finding in _check_placeholders((name,), name, value)]
         if _orchestrator(variables) == "slurm":
@@ -74,6 +76,7 @@ def check_facts(inventory: Inventory) -> list[Finding]:
         variables = inventory.hosts[host]
         findings += [_on(host, finding) for finding in _check_numbers(host, variables, facts)]
         findings += [_on(host, finding) for finding in check_gpu_facts(host, variables, facts)]
+        findings += [_on(host, finding) for finding in check_host_facts(host, variables, facts)]
         if _orchestrator(variables) != "slurm":
             continue
         findings += [_on(host, finding) for finding in _check_system(host, facts)]

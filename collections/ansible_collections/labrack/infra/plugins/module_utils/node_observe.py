@@ -29,6 +29,11 @@ from ansible_collections.labrack.infra.plugins.module_utils.driver_observe impor
 from ansible_collections.labrack.infra.plugins.module_utils.gpu_details import gpu_details, kernel_log, kernel_xids
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import read_text, run
 from ansible_collections.labrack.infra.plugins.module_utils.nvidia_observe import SMI, Runner, observe_nvidia, run_smi
+from ansible_collections.labrack.infra.plugins.module_utils.python_observe import (
+    CUDA_PACKAGES,
+    observe_cuda,
+    observe_python,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.runtime_observe import (
     RUNTIME_PACKAGES,
     observe_conflicts,
@@ -81,7 +86,9 @@ def observe_node(
     container, virt = virtualization(root, runner)
     kernel = _line(root / "proc/sys/kernel/osrelease")
     # one question to the package database for all that want to know
-    installed = installed_packages([*packages, *RUNTIME_PACKAGES, *DRIVER_PACKAGES], system["family"], runner)
+    installed = installed_packages(
+        [*packages, *RUNTIME_PACKAGES, *DRIVER_PACKAGES, *CUDA_PACKAGES], system["family"], runner
+    )
     smi = smi_runner(SMI)
     gpus, nvidia = observe_nvidia(root, lambda _argv: smi)
     xids = kernel_xids(kernel_log(root)) if nvidia["state"] != "absent" else {}
@@ -112,6 +119,8 @@ def observe_node(
         "nvidia": observe_driver(root, nvidia, gpus, smi.out, installed, kernels, flavour, xids),
         "runtime": observe_runtime(root, installed),
         "conflicts": observe_conflicts(root),
+        "system_python": observe_python(root),
+        "cuda": observe_cuda(root, installed),
         "cgroup": control_groups(root),
         "users": users(),
         "groups": groups(),

@@ -53,7 +53,8 @@ print(json.dumps({
 class Check:
     """One thing that was looked at: whether it is well, what was wanted and seen, and how to mend it.
 
-    ``ok`` None means that it could not be looked at now, which is no failure: a busy node, say.
+    ``ok`` None is no failure: with a mend it is a warning, without one it could not be looked at now, as on a busy
+    node.
     """
 
     name: str
@@ -143,16 +144,20 @@ def judge_node(name: str, node: SlurmNode | None) -> Check:
 
 
 def document(checks: Sequence[Check]) -> dict[str, Any]:
-    """Return the one JSON document: ``ok``, ``checks``, ``failures``."""
+    """Return the one JSON document: ``ok``, ``checks``, ``failures``, ``warnings``."""
     failures = [asdict(check) for check in checks if check.ok is False]
-    return {"ok": not failures, "checks": [asdict(check) for check in checks], "failures": failures}
+    warnings = [asdict(check) for check in checks if check.ok is None and check.mend]
+    every = [asdict(check) for check in checks]
+    return {"ok": not failures, "checks": every, "failures": failures, "warnings": warnings}
 
 
 def table(checks: Sequence[Check]) -> list[str]:
     """Return the checks as lines of a table for a reader."""
     words = {True: "ok", False: "FAILED", None: "skipped"}
     rows = [("node", "check", "result", "wanted", "seen")]
-    rows += [(check.node, check.name, words[check.ok], check.wanted, check.seen) for check in checks]
+    for check in checks:
+        word = "warning" if check.ok is None and check.mend else words[check.ok]
+        rows.append((check.node, check.name, word, check.wanted, check.seen))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]) for row in rows]
     return lines + [f"mend {check.node}: {check.mend}" for check in checks if check.mend]

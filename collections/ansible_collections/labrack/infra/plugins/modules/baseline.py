@@ -1,12 +1,12 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Give a node its hosts entries, directories and running time service, in one call."""
+"""Give a node its hosts entries, directories, time service and a clean Python of the system's, in one call."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: baseline
-short_description: Hosts entries, directories and time service of a node
+short_description: Hosts entries, directories, time service and golden rule of a node
 version_added: 0.1.0
 author:
   - labrack contributors (@labrack)
@@ -15,6 +15,13 @@ description:
     where Debian's installer puts them.
   - Makes directories and remembers, in C(/var/lib/labrack/baseline.json), which of them it made.
   - Enables and starts the time service it is given.
+  - Puts an own marker (PEP 668) in the place of the one of the system's Python, so that C(pip) and C(uv) say what to
+    do instead of installing into it. Where C(pip) is older than 23.0 and does not know the marker, a setting in
+    C(/root/.config/pip/pip.conf) keeps C(sudo pip install) out.
+  - Installs C(uv) and C(uvx) into C(/usr/local/bin) from uv's wheel, whose checksum is checked before anything is
+    written, and gives each user a cache of their own below one folder.
+  - Tells admins at login what breaks the golden rule (driver, container runtime, orchestrator, nothing else), with the
+    whole story in C(/var/lib/labrack/golden-rule).
 extends_documentation_fragment:
   - labrack.infra.converge
 options:
@@ -90,6 +97,42 @@ options:
     type: list
     elements: str
     default: []
+  python_guard:
+    description:
+      - Whether the system's Python gets the marker.
+    type: bool
+    default: true
+  uv_version:
+    description:
+      - The version of uv; none when empty. One of this version that is there is left alone.
+    type: str
+    default: ""
+  uv_url:
+    description:
+      - The index that has the wheel, with a page C(uv/) below it.
+    type: str
+    default: https://pypi.org/simple
+  uv_sha256:
+    description:
+      - The wheel's SHA-256 by architecture, as C(uname -m) names it.
+    type: dict
+    default: {}
+  uv_cache:
+    description:
+      - Folder above the users' caches; none when empty, and where the first folder of the path is missing or lies on a
+        server.
+    type: str
+    default: ""
+  facts:
+    description:
+      - The parts C(system_python), C(cuda) and C(conflicts) of the facts of M(labrack.infra.node_facts).
+    type: dict
+    default: {}
+  orchestrator:
+    description:
+      - The lab's own orchestrator, whose daemons break nothing.
+    type: str
+    default: none
 """
 
 EXAMPLES = r"""
@@ -101,6 +144,10 @@ EXAMPLES = r"""
     directories:
       - {path: /var/lib/labrack}
     time_service: chrony
+    uv_version: 0.13.9
+    uv_sha256:
+      x86_64: d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19
+    uv_cache: /data/cache/uv
 """
 
 RETURN = r"""
@@ -119,6 +166,11 @@ conflicts:
   returned: success
   type: list
   elements: str
+golden_rule:
+  description: What breaks the golden rule, each with C(name), C(seen), C(why) and C(mend).
+  returned: success
+  type: list
+  elements: dict
 packages:
   description: Packages that were installed by the caller of this module and nobody needs any more.
   returned: success
@@ -126,13 +178,25 @@ packages:
   elements: str
 """
 
+import contextlib
 import os
+import platform
 import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.labrack.infra.plugins.module_utils import baseline_plan, hosts_file, node_io
+from ansible_collections.labrack.infra.plugins.module_utils import (
+    baseline_plan,
+    golden_rule,
+    host_python_plan,
+    hosts_file,
+    node_io,
+    python_observe,
+    uv_wheel,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.baseline_plan import (
     Directory,
     Observed,
@@ -173,8 +237,19 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "time_service": {"type": "str", "default": ""},
     "installed": {"type": "list", "elements": "str", "default": []},
+    "python_guard": {"type": "bool", "default": True},
+    "uv_version": {"type": "str", "default": ""},
+    "uv_url": {"type": "str", "default": "https://pypi.org/simple"},
+    "uv_sha256": {"type": "dict", "default": {}},
+    "uv_cache": {"type": "str", "default": ""},
+    "facts": {"type": "dict", "default": {}},
+    "orchestrator": {"type": "str", "default": "none"},
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
+
+ROOT = Path("/")
+#: Where dpkg keeps its diversions: three lines each, the last one the package (dpkg lib/dpkg/divertdb.c).
+DIVERSIONS = Path("/var/lib/dpkg/diversions")
 
 
 def read_nodes(params: dict[str, Any]) -> tuple[hosts_file.Host, ...]:
@@ -196,6 +271,44 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     )
 
 
+def read_wanted_python(params: dict[str, Any]) -> host_python_plan.Wanted:
+    """Return the state of the host's Python that the module's parameters ask for; no cache where it can't be."""
+    cache, mounts = params["uv_cache"], python_observe.read_mounts(ROOT)
+    if not params["uv_version"] or any(python_observe.remote(mounts, path) for path in _ancestors(cache)):
+        cache = ""
+    return host_python_plan.Wanted(params["state"] == "present", params["python_guard"], params["uv_version"], cache)
+
+
+def with_cache(wanted: Wanted, python: host_python_plan.Wanted) -> tuple[Wanted, host_python_plan.Wanted]:
+    """Return both wishes with the folders of uv's cache, or without the cache where its first folder is missing."""
+    there = [path for path in _ancestors(python.cache) if os.path.isdir(path)]
+    folders = host_python_plan.cache_folders(python.cache, there, wanted.directories) if wanted.present else []
+    if not folders:
+        return wanted, replace(python, cache="")
+    # sticky: each user's cache is safe from the others, but anybody may begin one
+    modes = {path: Directory() for path in folders[:-1]}
+    return replace(wanted, directories={**modes, folders[-1]: Directory("1777"), **wanted.directories}), python
+
+
+def _ancestors(path: str) -> list[str]:
+    """A path and the folders above it, but for /."""
+    parts = path.strip("/").split("/")
+    return ["/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1)] if path else []
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as it is: the base, and its Python."""
+
+    base: Observed
+    python: host_python_plan.Observed
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The files that the record names (ValueError for a damaged one)."""
+        return Record.read(self.base.record.text if self.base.record else None).files
+
+
 def observe(wanted: Wanted) -> Observed:
     """Read the node (ValueError for a damaged record)."""
     record = node_io.observe_file(baseline_plan.RECORD)
@@ -211,16 +324,80 @@ def observe(wanted: Wanted) -> Observed:
     )
 
 
+def observe_python(python: host_python_plan.Wanted, facts: dict[str, Any], notice: str) -> host_python_plan.Observed:
+    """Read what concerns the host's Python; ``facts`` are those of the module ``node_facts``."""
+    marker = python_observe.marker(ROOT)
+    sudoers = [Path("/etc/sudoers"), *sorted(Path("/etc/sudoers.d").glob("*"))]
+    mounts = python_observe.read_mounts(ROOT)
+    return host_python_plan.Observed(
+        marker=marker,
+        marker_file=node_io.observe_file(marker) if marker else None,
+        diverted=diverted_markers(),
+        pip=(facts.get("system_python") or {}).get("pip"),
+        pip_conf=node_io.observe_file(host_python_plan.PIP_CONF),
+        programs=uv_wheel.observe_programs(),
+        login=node_io.observe_file(host_python_plan.LOGIN),
+        notice=node_io.observe_file(host_python_plan.NOTICE),
+        admins=host_python_plan.read_admins([node_io.read_text(path) or "" for path in sudoers]),
+        copies=python_observe.mount_of(mounts, python.cache or "/") != python_observe.mount_of(mounts, "/home"),
+        notice_text=notice,
+    )
+
+
+def diverted_markers() -> tuple[str, ...]:
+    """Return the markers in whose place ours is: as dpkg knows them, elsewhere by our text or by what was set aside."""
+    if DIVERSIONS.exists():
+        lines = (node_io.read_text(DIVERSIONS) or "").splitlines()
+        pairs = zip(lines[::3], lines[1::3])
+        return tuple(sorted(path for path, kept in pairs if kept == path + host_python_plan.KEPT))
+    found = set()
+    for path in Path("/usr").glob(f"lib*/python3*/{python_observe.MARKER}*"):
+        if path.name.endswith(host_python_plan.KEPT):
+            found.add(str(path)[: -len(host_python_plan.KEPT)])
+        elif (node_io.read_text(path) or "").startswith(host_python_plan.HEADER):
+            found.add(str(path))
+    return tuple(sorted(found))
+
+
 def _directory(path: str) -> Directory:
     info = os.stat(path)
     mode = f"{info.st_mode & 0o7777:04o}"
     return Directory(mode, node_io.owner_name(info.st_uid), node_io.group_name(info.st_gid))
 
 
-def apply(changes: list[Change], observed: Observed, wanted: Wanted) -> None:
-    """Make the changes (OSError, LookupError for an unknown owner, or ServiceError when the node refuses)."""
-    record = baseline_plan.wanted_record(observed, wanted).file()
-    files = {baseline_plan.HOSTS: baseline_plan.wanted_hosts_file(observed, wanted), baseline_plan.RECORD: record}
+def divert(path: str, on: bool) -> None:
+    """Set the package's own file at ``path`` aside, or give it back its place (OSError)."""
+    kept = path + host_python_plan.KEPT
+    if not on:
+        node_io.remove_file(path)
+    if DIVERSIONS.exists():
+        # --no-rename would leave the package's file to be overwritten by ours
+        argv = ["dpkg-divert", "--local", "--rename", "--quiet", "--divert", kept, "--add" if on else "--remove", path]
+        done = node_io.run(argv)
+        if done.rc:
+            raise OSError(f"{' '.join(argv)}: {done.err.strip()}")
+    else:
+        source, target = (path, kept) if on else (kept, path)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(source, target)
+
+
+def apply(
+    changes: list[Change],
+    node: Node,
+    wanted: Wanted,
+    python: host_python_plan.Wanted,
+    programs: dict[str, bytes],
+) -> None:
+    """Make the changes (OSError, LookupError for an unknown owner, or ServiceError when the node refuses).
+
+    ``programs`` are uv's, where a change asks for them.
+    """
+    files = {
+        **host_python_plan.wanted_files(node.python, python),
+        baseline_plan.HOSTS: baseline_plan.wanted_hosts_file(node.base, wanted),
+        baseline_plan.RECORD: baseline_plan.wanted_record(node.base, wanted).file(),
+    }
     for change in changes:
         verb, target = change.step
         if verb == "mkdir":
@@ -237,6 +414,10 @@ def apply(changes: list[Change], observed: Observed, wanted: Wanted) -> None:
             content = files[target]
             if content is not None:
                 node_io.write_file(target, content)
+        elif verb in ("divert", "undivert"):
+            divert(target, verb == "divert")
+        elif verb == "uv":
+            uv_wheel.install(programs, target)
         else:
             act(verb, target)
 
@@ -244,36 +425,48 @@ def apply(changes: list[Change], observed: Observed, wanted: Wanted) -> None:
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    wanted = read_wanted(module.params)
-    seen = Observed()
+    params = module.params
+    base, python = with_cache(read_wanted(params), read_wanted_python(params))
+    found = golden_rule.findings(params["facts"], params["orchestrator"], params["python_guard"])
+    notice = golden_rule.notice(found, host_python_plan.NOTICE) if base.present else ""
+    seen = Node(Observed(), host_python_plan.Observed())
+    wanted = base
     unneeded: list[str] = []
 
-    def look() -> Observed:
-        nonlocal seen
-        seen = observe(wanted)
-        if not wanted.present and seen.record:
-            unneeded.extend(Record.read(seen.record.text).packages)
+    def look() -> Node:
+        nonlocal seen, wanted
+        seen = Node(observe(base), observe_python(python, params["facts"], notice))
+        wanted = replace(base, files=host_python_plan.ours(seen.python, python, seen.recorded))
+        if not wanted.present and seen.base.record:
+            unneeded.extend(Record.read(seen.base.record.text).packages)
         return seen
 
-    def extra(state: Observed) -> dict[str, Any]:
-        text = state.hosts.text if state.hosts else ""
-        block = module.params["hosts_source"] == "file"
-        found = hosts_file.conflicts(text, read_nodes(module.params), block) if wanted.present else []
-        for line in found:
+    def plan(node: Node) -> list[Change]:
+        of_base = baseline_plan.plan(node.base, wanted)
+        of_python = host_python_plan.plan(node.python, python, node.recorded)
+        # directories come before what lies in them, and go after it
+        return of_base + of_python if wanted.present else of_python + of_base
+
+    def make(changes: list[Change]) -> None:
+        programs: dict[str, bytes] = {}
+        if any(change.step[0] == "uv" for change in changes):
+            # what can fail outside of this node comes first
+            programs = uv_wheel.fetch(params["uv_url"], params["uv_version"], platform.machine(), params["uv_sha256"])
+        apply(changes, seen, wanted, python, programs)
+
+    def extra(node: Node) -> dict[str, Any]:
+        text = node.base.hosts.text if node.base.hosts else ""
+        block = params["hosts_source"] == "file"
+        conflicts = hosts_file.conflicts(text, read_nodes(params), block) if wanted.present else []
+        for line in conflicts:
             module.warn(line)
-        return {"conflicts": found, "packages": unneeded}
+        return {"conflicts": conflicts, "golden_rule": found, "packages": unneeded}
 
     try:
-        converge(
-            module,
-            look,
-            lambda state: baseline_plan.plan(state, wanted),
-            lambda changes: apply(changes, seen, wanted),
-            extra,
-        )
+        converge(module, look, plan, make, extra)
     except ValueError as error:
         module.fail_json(msg=f"{baseline_plan.RECORD} is damaged ({error}). Mend: remove it and run again.")
-    except (OSError, LookupError, ServiceError) as error:
+    except (OSError, LookupError, ServiceError, uv_wheel.UvError) as error:
         module.fail_json(msg=str(error))
 
 

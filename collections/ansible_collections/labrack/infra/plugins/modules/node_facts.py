@@ -205,6 +205,20 @@ ansible_facts:
           returned: always
           type: list
           elements: dict
+        system_python:
+          description:
+            - The Python of the distribution, with C(interpreter) and C(version), null without one,
+              C(externally_managed) (its marker keeps installers out) and C(pip), the version of its packaged pip.
+            - C(packages) are the names of the distributions in it that no package of the system brought.
+            - C(others) are Pythons beside it in folders that all users share, each with C(path) and C(what)
+              (C(conda), C(pyenv), C(python)). Homes and file systems of a server are never looked at.
+          returned: always
+          type: dict
+        cuda:
+          description: CUDA toolkits on the host, as folders under C(/usr/local) and names of packages.
+          returned: always
+          type: list
+          elements: str
         cgroup:
           description:
             - C(mode) (C(v2), C(v1), C(hybrid) or C(none)), the C(controllers) that a daemon can use, whether all are
