@@ -422,3 +422,22 @@ def test_card_that_the_driver_does_not_take_is_not_listed(machine: Machine) -> N
     machine.document["gpus"][1]["driven"] = False
     status, out = machine.run("-L")
     assert (status, len(out.splitlines())) == (0, 1)
+
+
+def test_power_limit_is_set_and_shown(machine: Machine) -> None:
+    uuid = machine.uuids[0]
+    (machine.root / "run/labrack-testnode").mkdir(parents=True)
+    status, said = machine.run("-i", uuid, "-pl", "250")
+    assert (status, said.splitlines()) == (
+        0,
+        ["Power limit for GPU 00000000:07:00.0 was set to 250.00 W from 300.00 W.", "All done."],
+    )
+    query = ("--query-gpu=power.limit,power.default_limit", "--format=csv,noheader", "-i", uuid)
+    assert machine.run(*query) == (0, "250.00 W, 300.00 W\n")
+    assert "<current_power_limit>250.00 W</current_power_limit>" in machine.run("-q", "-x")[1]
+
+
+def test_power_limit_out_of_range_is_refused(machine: Machine) -> None:
+    status, said = machine.run("-i", machine.uuids[0], "-pl", "500")
+    assert status == 2
+    assert said.startswith("Provided power limit 500.00 W is not a valid power limit which should be between 100.00 W")

@@ -123,6 +123,11 @@ reboot:
   returned: success
   type: list
   elements: str
+removed:
+  description: Packages of the driver that was there before which the present one has no more.
+  returned: success
+  type: list
+  elements: str
 driver:
   description:
     - C(version), C(branch), C(flavour) and C(source) of the driver, the C(previous) version, the number of C(cards).
@@ -190,6 +195,7 @@ class Driver:
         self.params = params
         self.check_mode = check_mode
         self.back: Mapping[str, str] = {}
+        self.removed: list[str] = []
         self.system = node_observe.os_release()
         self.rpm = self.system["family"] == "redhat"
         self.tools: Any = driver_dnf if self.rpm else driver_apt
@@ -300,6 +306,7 @@ class Driver:
         waiting = [change for change in driver_plan.plan(seen, self.wanted) if self._waits(change)]
         choice = self.wanted.choice
         return {
+            "removed": self.removed,
             "reboot": [f"{change.subject}: {change.summary}" for change in waiting],
             "driver": {
                 "version": seen.version,
@@ -368,6 +375,7 @@ class Driver:
         self.tools.hold(to_hold, True)
         family = {name: version for name, version in outcome.after.items() if driver_choice.is_family(name)}
         brought = {*seen.record.brought, *outcome.brought} & set(outcome.after)
+        self.removed = sorted(set(outcome.before) - set(outcome.after))
         before = {} if verb == "rollback" else outcome.before
         record = Record(tuple(brought), tuple(to_hold), family, before)
         node_io.write_file(driver_plan.RECORD, record.file())
