@@ -13,7 +13,7 @@ from tests.nodes.harness import Closet
 
 #: What the roles baseline and lab_users have made or changed under /etc, and what follows from the packages there are.
 OF_OTHERS = re.compile(
-    r"\.(/(hosts|group-?|gshadow-?|passwd-?|shadow-?|sub[ug]id-?|labrack|profile\.d(/.*)?|sudoers\.d(/.*)?|ld\.so\.cache|alternatives.*))?"
+    r"\.(/(hosts|group-?|gshadow-?|passwd-?|shadow-?|sub[ug]id-?|labrack|profile\.d(/.*)?|sudoers\.d(/.*)?|apt/apt\.conf\.d/60labrack-nvidia|ld\.so\.cache|alternatives.*))?"
 )
 
 

@@ -14,6 +14,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.hosts_file import Host, conflicts, render
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
+from ansible_collections.labrack.infra.plugins.modules import baseline as baseline_module
 
 HEAD = Host("head", "10.0.0.1")
 WORKER = Host("worker1", "10.0.0.2", ("w1",))
@@ -232,3 +233,19 @@ def test_undo_removes_a_directory_that_only_has_files_of_ours() -> None:
         node = replace(node, entries={home: frozenset(names)})
         steps = [change.step for change in baseline_plan.plan(node, Wanted(present=False))]
         assert (("rmdir", home) in steps) is gone
+
+
+def test_directory_of_a_group_that_is_still_to_come_shows_its_number() -> None:
+    params = {
+        "state": "present",
+        "hosts": [],
+        "hosts_source": "file",
+        "directories": [{"path": "/data", "mode": "2775", "owner": "root", "group": "no-such-group"}],
+        "time_service": "",
+        "installed": [],
+        "uids": {},
+        "gids": {"no-such-group": 3001},
+    }
+    assert baseline_module.read_wanted(params).directories == {"/data": Directory("2775", "root", "3001")}
+    params["gids"] = {}
+    assert baseline_module.read_wanted(params).directories["/data"].group == "no-such-group"

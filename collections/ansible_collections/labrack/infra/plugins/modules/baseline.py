@@ -86,6 +86,16 @@ options:
           - Group name.
         type: str
         default: root
+  uids:
+    description:
+      - Numbers of users who may own directories and are made on this node later, by name.
+    type: dict
+    default: {}
+  gids:
+    description:
+      - The same of groups.
+    type: dict
+    default: {}
   time_service:
     description:
       - Systemd unit that shall run and start at boot; nothing when empty.
@@ -179,12 +189,15 @@ packages:
 """
 
 import contextlib
+import grp
 import os
 import platform
+import pwd
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -235,6 +248,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "group": {"type": "str", "default": "root"},
         },
     },
+    "uids": {"type": "dict", "default": {}},
+    "gids": {"type": "dict", "default": {}},
     "time_service": {"type": "str", "default": ""},
     "installed": {"type": "list", "elements": "str", "default": []},
     "python_guard": {"type": "bool", "default": True},
@@ -264,7 +279,12 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     return Wanted(
         hosts=read_nodes(params) if params["hosts_source"] == "file" else (),
         directories={
-            one["path"]: Directory(one["mode"].zfill(4), one["owner"], one["group"]) for one in params["directories"]
+            one["path"]: Directory(
+                one["mode"].zfill(4),
+                _named(one["owner"], params["uids"], pwd.getpwnam),
+                _named(one["group"], params["gids"], grp.getgrnam),
+            )
+            for one in params["directories"]
         },
         time_service=params["time_service"],
         installed=tuple(params["installed"]),
@@ -359,6 +379,19 @@ def diverted_markers() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def _named(name: str, numbers: Mapping[str, int], ask: Callable[[str], object]) -> str:
+    """Return how a name shows on this node: as itself, or as its number while nobody has it yet."""
+    try:
+        ask(name)
+    except KeyError:
+        return str(numbers.get(name, name))
+    return name
+
+
+def _number(name: str) -> str | int:
+    return int(name) if name.isdigit() else name
+
+
 def _directory(path: str) -> Directory:
     info = os.stat(path)
     mode = f"{info.st_mode & 0o7777:04o}"
@@ -404,7 +437,7 @@ def apply(
             os.mkdir(target)
         if verb in ("mkdir", "chmod"):
             directory = wanted.directories[target]
-            shutil.chown(target, directory.owner, directory.group)
+            shutil.chown(target, _number(directory.owner), _number(directory.group))
             os.chmod(target, int(directory.mode, 8))
         elif verb == "rmdir":
             os.rmdir(target)
