@@ -16,6 +16,7 @@ import shutil
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,27 @@ def ensure_tree(say: Say) -> Path:
         return target
     started = time.monotonic()
     say("Building the test mirror")
-    image = ensure_image(SYSTEM, say)
+    publish(ensure_image(SYSTEM, say), sources(architecture), target)
+    say(f"Test mirror built in {time.monotonic() - started:.0f} s")
+    return target
+
+
+def publish(image: str, archive: bytes, target: Path, finish: Callable[[Path], None] | None = None) -> None:
+    """Build what :func:`sources` describes in a container of ``image``, whole or not at all, as the directory ``target``.
+
+    ``finish`` may add to the build before it is there for others.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-        _build(image, sources(architecture), Path(temporary))
+        _build(image, archive, Path(temporary))
+        if finish is not None:
+            finish(Path(temporary) / "out")
         try:
             (Path(temporary) / "out").rename(target)
         except OSError:
             # Another process was faster.
             if not target.is_dir():
                 raise
-    say(f"Test mirror built in {time.monotonic() - started:.0f} s")
-    return target
 
 
 def debian_architecture() -> str:

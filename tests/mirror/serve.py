@@ -84,14 +84,14 @@ def keys(tree: Path) -> dict[str, Key]:
     return {name: Key(entry["fingerprint"], entry["key"]) for name, entry in index.items()}
 
 
-def up(lab: str, say: Say) -> Mirror:
+def up(lab: str, say: Say, tree: Path | None = None) -> Mirror:
     """Build the mirror where that wasn't done yet, start it in a running lab's network, and return when it answers.
 
-    Raises :class:`labrack.testnode.docker.LabError`.
+    ``tree`` is another build than that of :func:`.build.ensure_tree`, as :mod:`.tailnet` makes it. Raises :class:`labrack.testnode.docker.LabError`.
     """
     if docker("network", "inspect", network_name(lab), check=False).returncode != 0:
         raise LabError(f"No lab named {lab} is up. Start one first: the mirror needs its network.")
-    tree = ensure_tree(say)
+    tree = tree or ensure_tree(say)
     mirror = Mirror(lab, container_name(lab, ALIAS), keys(tree))
     docker(
         "create",

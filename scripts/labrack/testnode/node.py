@@ -39,6 +39,8 @@ READY_TIMEOUT = 90.0
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_NICE", "MKNOD", "IPC_LOCK")
 #: Device majors and minors of the driver's control device.
 NVIDIA_MAJOR, CONTROL_MINOR = 195, 255
+#: Those of /dev/net/tun.
+TUN_MAJOR, TUN_MINOR = 10, 200
 
 
 class NodeError(LabError):
@@ -59,6 +61,8 @@ class NodeSpec:
     nouveau: bool = False
     #: How many NVSwitches are on the bus.
     nvswitches: int = 0
+    #: It may make tunnels: /dev/net/tun is there.
+    tun: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class LabSpec:
 
     name: str
     nodes: tuple[NodeSpec, ...]
+    #: No node has a way out of the lab's network: no default route, and no name server beyond Docker's own.
+    isolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def up(spec: LabSpec, state_dir: Path, say: Say) -> Lab:
         ports = free_ports(len(spec.nodes))
         with ThreadPoolExecutor(max_workers=max(len(spec.nodes), 1)) as pool:
             jobs = [
-                pool.submit(_start, lab, node, images[node.system], port, say)
+                pool.submit(_start, lab, node, images[node.system], port, spec.isolated, say)
                 for node, port in zip(spec.nodes, ports, strict=True)
             ]
             lab = Lab(spec.name, tuple(job.result() for job in jobs), state_dir)
@@ -240,10 +246,11 @@ def free_ports(count: int) -> list[int]:
         return [listener.getsockname()[1] for listener in sockets]
 
 
-def run_flags(lab: str, node: NodeSpec, port: int) -> list[str]:
+def run_flags(lab: str, node: NodeSpec, port: int, isolated: bool = False) -> list[str]:
     """The options of ``docker create`` for a node whose ssh is published on ``port``.
 
-    One rule per card: with a wildcard for the minor, Slurm could take no single card away from a job.
+    One rule per card: with a wildcard for the minor, Slurm could take no single card away from a job. In an isolated
+    lab Docker's name server knows the lab's names, and has none to ask for others.
     """
     minors = [*range(len(node.gpus)), CONTROL_MINOR] if node.gpus else []
     return [
@@ -258,6 +265,8 @@ def run_flags(lab: str, node: NodeSpec, port: int) -> list[str]:
         "--security-opt=apparmor=unconfined",
         "--cgroupns=private",
         *(f"--device-cgroup-rule=c {NVIDIA_MAJOR}:{minor} rwm" for minor in minors),
+        *([f"--device-cgroup-rule=c {TUN_MAJOR}:{TUN_MINOR} rwm"] if node.tun else []),
+        *(["--dns=127.0.0.1"] if isolated else []),
         "--tmpfs=/run",
         "--tmpfs=/run/lock",
     ]
@@ -305,10 +314,10 @@ def _copy(container: str, files: Mapping[str, str]) -> None:
     docker("cp", "-", f"{container}:/", input=buffer.getvalue())
 
 
-def _start(lab: Lab, spec: NodeSpec, image: str, port: int, say: Say) -> Node:
+def _start(lab: Lab, spec: NodeSpec, image: str, port: int, isolated: bool, say: Say) -> Node:
     started = time.monotonic()
     container = container_name(lab.name, spec.name)
-    docker("create", *run_flags(lab.name, spec, port), image)
+    docker("create", *run_flags(lab.name, spec, port, isolated), image)
     owner = f"{lab.name}/{spec.name}"
     document = gpus.document(owner, spec.gpus, spec.driver, spec.nouveau, spec.nvswitches)
     _copy(
@@ -316,6 +325,8 @@ def _start(lab: Lab, spec: NodeSpec, image: str, port: int, say: Say) -> Node:
         {
             "/etc/labrack-testnode/gpus.json": json.dumps(document, indent=1),
             "/root/.ssh/authorized_keys": lab.key.with_suffix(".pub").read_text(encoding="utf-8"),
+            **({"/etc/labrack-testnode/tun": ""} if spec.tun else {}),
+            **({"/etc/labrack-testnode/isolated": ""} if isolated else {}),
         },
     )
     docker("start", container)

@@ -37,9 +37,14 @@ def gpg(*argv):
     )
 
 
-def pack(package):
-    """Build one .deb."""
+def pack(package, keys):
+    """Build one .deb; ``blobs`` are files that several packages have, ``keys`` those that hold a repository's key."""
     root = WORK / package["tree"]
+    for path, blob in package.get("blobs", {}).items():
+        (root / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        os.link(WORK / "blobs" / blob, root / path.lstrip("/"))
+    for path, signer in package.get("keys", {}).items():
+        write(root / path.lstrip("/"), dearmored(keys[signer][1]))
     for path, soname in package["libraries"].items():
         (root / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
         run("ld", "-shared", "-soname", soname, "-o", str(root / path.lstrip("/")), str(WORK / "empty.o"))
@@ -55,6 +60,11 @@ def make_key(name, algorithm, options):
     expired = gpg("--armor", "--export", fingerprint)
     gpg(*options, "--quick-set-expire", fingerprint, "0")
     return fingerprint, gpg("--armor", "--export", fingerprint), expired
+
+
+def dearmored(key):
+    """A key in its binary form."""
+    return subprocess.run(["gpg", "--batch", "--dearmor"], input=key, capture_output=True, check=True).stdout
 
 
 def write(path, content):
@@ -84,7 +94,7 @@ def sign(root, repository, fingerprint):
 def without(packages, version):
     """The stanzas of an index that are not of an upstream version."""
     stanzas = [stanza for stanza in packages.decode().split("\n\n") if stanza.strip()]
-    gone = re.compile(rf"^Version: (\d+:)?{re.escape(version)}-", re.MULTILINE)
+    gone = re.compile(rf"^Version: (\d+:)?{re.escape(version)}(-|$)", re.MULTILINE)
     return ("\n\n".join(stanza for stanza in stanzas if not gone.search(stanza)) + "\n\n").encode()
 
 
@@ -93,12 +103,13 @@ def make_repository(repository, key, wrong_key):
     pool = TREE / repository["pool"]
     pool.mkdir(parents=True, exist_ok=True)
     for name, identity in repository["packages"].items():
-        os.link(WORK / "debs" / identity, pool / name)
+        if not (pool / name).exists():
+            os.link(WORK / "debs" / identity, pool / name)
     for path, text in repository["files"].items():
         write(TREE / path, text.encode())
     fingerprint, good, expired = key
     for root, public in ((TREE, good), (ALTERNATES / "expired-key", expired), (ALTERNATES / "wrong-key", wrong_key)):
-        write(root / repository["key"], public)
+        write(root / repository["key"], dearmored(public) if repository["key"].endswith("noarmor.gpg") else public)
     base = TREE / repository["base"]
     packages = run("apt-ftparchive", "packages", os.path.relpath(pool, base), cwd=base)
     write_index(TREE, repository, packages)
@@ -119,14 +130,19 @@ def main():
     (WORK / "gnupg").mkdir(mode=0o700)
     (WORK / "debs").mkdir()
     run("as", "-o", str(WORK / "empty.o"), "/dev/null")
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        list(pool.map(pack, spec["packages"]))
     _, wrong_key, _ = make_key("wrong", "ed25519", [])
     keys, index = {}, {}
     for repository in spec["repositories"]:
-        path = repository["key"]
-        keys[path] = keys.get(path) or make_key(repository["name"], repository["algorithm"], repository["gpg"])
-        index[repository["name"]] = make_repository(repository, keys[path], wrong_key)
+        # where several have one key, they name it
+        signer = repository.setdefault("signer", repository["key"])
+        keys[signer] = keys.get(signer) or make_key(repository["name"], repository["algorithm"], repository["gpg"])
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        list(pool.map(pack, spec["packages"], [keys] * len(spec["packages"])))
+    for repository in spec["repositories"]:
+        index[repository["name"]] = make_repository(repository, keys[repository["signer"]], wrong_key)
+    for path, identity in spec.get("loose", {}).items():
+        (TREE / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(WORK / "debs" / identity, TREE / path)
     shutil.rmtree(WORK / "gnupg", ignore_errors=True)
     (WORK / "out/fingerprints.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
