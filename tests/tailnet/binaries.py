@@ -110,11 +110,14 @@ def _build(go: str, version: str, target: Path, say: Say) -> None:
     started = time.monotonic()
     modules = {name: _download(go, name, wanted) for name, (wanted, _) in MODULES.items()}
     say(f"Building Tailscale {TAILSCALE} and headscale {HEADSCALE} with {version}; this takes minutes the first time")
+    cache, proxies = _run([go, "env", "GOMODCACHE", "GOPROXY"], {}).stdout.splitlines()
+    # not every proxy lists a module's versions, and `go install` wants the list: what is here comes first
+    environment = {"GOPROXY": f"file://{cache}/cache/download,{proxies}", "CGO_ENABLED": "0"}
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         out = Path(temporary) / "out"
         for name, (wanted, packages) in MODULES.items():
             names = [f"{name}/{package}@v{wanted}" for package in packages]
-            done = _run([go, "install", LINK, *names], {"GOBIN": str(out / "bin"), "CGO_ENABLED": "0"})
+            done = _run([go, "install", LINK, *names], {**environment, "GOBIN": str(out / "bin")})
             if done.returncode != 0:
                 raise _failure(f"go install {' '.join(names)}", done.stderr)
             for path, folder in FILES[name]:

@@ -27,12 +27,11 @@ SOCKET = "/run/headscale/headscale.sock"
 #: The release's package and its bare binary, and where each has the program.
 PROGRAMS: Mapping[str, str] = {"package": "/usr/bin/headscale", "binary": "/usr/local/bin/headscale"}
 UNIT = "/etc/systemd/system/headscale.service"
-DROP_IN = "/etc/systemd/system/headscale.service.d/labrack.conf"
+#: Copies of the certificate's files, which headscale's user may read; it reads them at its start alone.
+TLS_CERT, TLS_KEY = "/etc/headscale/tls.crt", "/etc/headscale/tls.key"
 #: Keys that were made, one file for root alone, and what this role has installed.
 KEYS = "/var/lib/labrack/headscale/keys.json"
 RECORD = "/var/lib/labrack/headscale.json"
-#: systemd hands the certificate over there, so that the files may stay closed to the server's user.
-CREDENTIALS = "/run/credentials/headscale.service"
 #: What an empty policy file can't say: everybody reaches everything, the default of headscale and Tailscale alike.
 OPEN_POLICY = """// Written by labrack once, because headscale needs a file: everybody reaches everything.
 // Replace it, such as with labrack.infra.tailnet_policy.
@@ -97,7 +96,7 @@ class Wanted:
     present: bool
     version: str
     install: str
-    config: str
+    config: Mapping[str, Any]
     tls_cert: str
     tls_key: str
     policy: str
@@ -146,7 +145,7 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
     """Return the module's parameters as a wish; HeadscaleError for what headscale would refuse, or would do wrongly."""
     version = str(params["version"])
     if not params["state"] == "present":
-        return Wanted(False, version, params["install"], "", "", "", "", params["policy_path"], (), ())
+        return Wanted(False, version, params["install"], {}, "", "", "", params["policy_path"], (), ())
     for problem in problems(params):
         raise HeadscaleError(problem)
     own = params["tls"] == "certificate"
@@ -154,7 +153,7 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
         True,
         version,
         params["install"],
-        config_text(params),
+        config(params),
         params["tls_cert"] if own else "",
         params["tls_key"] if own else "",
         params["policy"],
@@ -256,8 +255,8 @@ def config(params: Mapping[str, Any]) -> dict[str, Any]:
         },
         "disable_check_updates": True,
         "database": {"type": "sqlite", "sqlite": {"path": f"{DATA}/db.sqlite", "write_ahead_log": True}},
-        "tls_cert_path": f"{CREDENTIALS}/tls.crt" if own else "",
-        "tls_key_path": f"{CREDENTIALS}/tls.key" if own else "",
+        "tls_cert_path": TLS_CERT if own else "",
+        "tls_key_path": TLS_KEY if own else "",
         "log": {"level": "info", "format": "text"},
         "policy": {"mode": "file", "path": params["policy_path"]},
         "dns": {
@@ -291,33 +290,33 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def config_text(params: Mapping[str, Any]) -> str:
-    """Return config.yaml. JSON is YAML; the standard library writes no other."""
-    return "# Written by labrack.\n" + json.dumps(config(params), indent=2, ensure_ascii=False) + "\n"
+def config_text(tree: Mapping[str, Any]) -> str:
+    """Return config.yaml's text."""
+    return "# Written by labrack.\n" + _yaml(tree, "")
 
 
-def trial_text(text: str, folder: str) -> str:
-    """Return a configuration with its state in another folder: ``headscale configtest`` makes what isn't there."""
-    made = json.loads(text.partition("\n")[2])
+def _yaml(tree: Mapping[str, Any], indent: str) -> str:
+    """Return a mapping as YAML; scalars and lists in JSON's notation, which YAML reads."""
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            lines.append(f"{indent}{key}:\n{_yaml(value, indent + '  ')}")
+        else:
+            lines.append(f"{indent}{key}: {json.dumps(value, ensure_ascii=False)}\n")
+    return "".join(lines)
+
+
+def trial(tree: Mapping[str, Any], folder: str) -> str:
+    """Return a configuration's text with its state in another folder: ``configtest`` makes what isn't there."""
     own = {
         "noise": {"private_key_path": f"{folder}/noise.key"},
         "derp": {"server": {"private_key_path": f"{folder}/derp.key"}},
         "database": {"sqlite": {"path": f"{folder}/db.sqlite"}},
         "unix_socket": f"{folder}/headscale.sock",
-        # the file is checked by itself
+        # a policy is checked by itself
         "policy": {"path": ""},
     }
-    return json.dumps(merged(made, own))
-
-
-def drop_in_text(wanted: Wanted) -> str:
-    """Return what the unit gets besides, empty for nothing."""
-    if not wanted.tls_cert:
-        return ""
-    return (
-        "# Written by labrack: the certificate's files stay closed to headscale's user.\n[Service]\n"
-        f"LoadCredential=tls.crt:{wanted.tls_cert}\nLoadCredential=tls.key:{wanted.tls_key}\n"
-    )
+    return config_text(merged(tree, own))
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -351,15 +350,14 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
 def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
     found = state.versions.get(wanted.install, "")
     changes: list[Change] = []
-    config_changes = plan_file(CONFIG, state.files.get(CONFIG), FileState(wanted.config), "restart")
-    drop_in = drop_in_text(wanted)
-    unit_changes = plan_file(DROP_IN, state.files.get(DROP_IN), FileState(drop_in) if drop_in else None, "restart")
-    if wanted.install == "binary":
-        if not state.has_user:
-            changes.append(Change(f"user {USER}", "created, without a login", step=("user",)))
-        unit_changes += plan_file(UNIT, state.files.get(UNIT), FileState(UNIT_TEXT), "restart")
+    config_changes = plan_file(CONFIG, state.files.get(CONFIG), FileState(config_text(wanted.config)), "restart")
+    if not state.has_user:
+        changes.append(Change(f"user {USER}", "created, without a login", step=("user",)))
+    unit = FileState(UNIT_TEXT) if wanted.install == "binary" else None
+    config_changes += plan_file(UNIT, state.files.get(UNIT), unit, "restart") + _plan_tls(state, wanted)
     # before the package, which starts the server: as it comes, it would ask Tailscale for relays
-    changes += config_changes + unit_changes + _plan_policy(state, wanted)
+    policy_changes = _plan_policy(state, wanted)
+    changes += config_changes + policy_changes
     install = []
     if found != wanted.version:
         other = [kind for kind, version in state.versions.items() if kind != wanted.install and version]
@@ -371,12 +369,32 @@ def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
         summary = f"{found} → {wanted.version}" if found else f"{wanted.version} installed"
         install.append(Change(f"headscale as {wanted.install}", summary, "restart", step=("install",)))
     changes += install
-    stale = [path for path in (CONFIG, DROP_IN, UNIT) if state.written.get(path, 0.0) > state.service.since > 0]
-    restart = "its configuration changed" if config_changes or unit_changes or stale else ""
+    stale = [path for path in (CONFIG, UNIT, TLS_CERT, TLS_KEY) if state.written.get(path, 0.0) > state.service.since > 0]
+    restart = "its configuration changed" if config_changes or stale else ""
     restart = restart or ("another version" if install else "")
+    if wanted.install == "binary" and not state.service.installed:
+        changes.append(Change("service headscale", "enabled at boot", step=("enable", "headscale")))
     changes += plan_service("headscale", state.service, restart)
-    changes += _plan_policy_reload(state, wanted, restart)
+    if policy_changes and state.service.active and not restart:
+        changes.append(
+            Change("service headscale", "reloaded: its policy changed", "reload", step=("reload", "headscale"))
+        )
     return changes + _plan_people(state, wanted)
+
+
+def _plan_tls(state: Observed, wanted: Wanted) -> list[Change]:
+    changes = []
+    pairs = ((wanted.tls_cert, TLS_CERT, "0644", "root"), (wanted.tls_key, TLS_KEY, "0640", USER))
+    for source, path, mode, group in pairs:
+        original = state.files.get(source) if source else None
+        if source and original is None:
+            raise HeadscaleError(
+                f"headscale_tls_cert or headscale_tls_key is {source}, and there is no such file on the host. Put it "
+                "there, or correct the path"
+            )
+        copy = FileState(original.text, mode, "root", group) if original else None
+        changes += plan_file(path, state.files.get(path), copy, "restart", secret=path == TLS_KEY)
+    return changes
 
 
 def _plan_policy(state: Observed, wanted: Wanted) -> list[Change]:
@@ -387,14 +405,6 @@ def _plan_policy(state: Observed, wanted: Wanted) -> list[Change]:
     if observed is None:
         return plan_file(wanted.policy_path, None, FileState(OPEN_POLICY), "reload")
     return []
-
-
-def _plan_policy_reload(state: Observed, wanted: Wanted, restart: str) -> list[Change]:
-    late = state.written.get(wanted.policy_path, 0.0) > state.service.since > 0
-    if restart or not state.service.active or not wanted.policy or not _plan_policy(state, wanted):
-        return []
-    del late
-    return [Change("service headscale", "reloaded: its policy changed", "reload", step=("reload", "headscale"))]
 
 
 def _plan_people(state: Observed, wanted: Wanted) -> list[Change]:
@@ -432,8 +442,8 @@ def _plan_absent(state: Observed, wanted: Wanted) -> list[Change]:
             changes.append(
                 Change(f"headscale as {kind}", f"{version} removed, {DATA} stays", "restart", step=("remove", kind))
             )
-    for path in (DROP_IN, UNIT, CONFIG, KEYS, RECORD):
-        changes += plan_file(path, state.files.get(path), None, secret=path == KEYS)
+    for path in (UNIT, CONFIG, TLS_CERT, TLS_KEY, KEYS, RECORD):
+        changes += plan_file(path, state.files.get(path), None, secret=path in (KEYS, TLS_KEY))
     policy = state.files.get(wanted.policy_path)
     if policy is not None and policy.text == OPEN_POLICY:
         changes += plan_file(wanted.policy_path, policy, None)

@@ -1,0 +1,153 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A lab with its own tailnet, and no way out: real tailscaled on every machine, real headscale on the head.
+
+``admin`` and ``student`` are laptops of two people. They are no nodes of the lab: a person joins each by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labrack.testnode import node
+from labrack.testnode.node import LabSpec, NodeSpec
+from tests.mirror import serve, tailnet
+from tests.nodes.conftest import KEEP, LAB, SYSTEM
+from tests.nodes.harness import INVENTORIES, ROOT, Closet, bring_up, until
+from tests.tailnet.binaries import HEADSCALE, TAILSCALE, NoBinariesError
+
+#: Machines of the lab, and the people's laptops with the user of the tailnet that each is of.
+MACHINES = ("head", "node1", "desk")
+LAPTOPS = {"admin": "ada", "student": "cyd"}
+CONTROL, DOMAIN = "control.lab.test", "tailnet.test"
+
+
+@dataclass(frozen=True)
+class TailnetLab:
+    """The lab: its machines and laptops as :class:`Closet`."""
+
+    closet: Closet
+
+    def status(self, host: str) -> dict[str, Any]:
+        """What ``tailscale status --json`` says on a host."""
+        answer: dict[str, Any] = json.loads(self.closet.root(host, "tailscale status --json"))
+        return answer
+
+    def prefs(self, host: str) -> dict[str, Any]:
+        """What ``tailscale get --json`` says on a host."""
+        answer: dict[str, Any] = json.loads(self.closet.root(host, "tailscale get --json"))
+        return answer
+
+    def headscale(self, words: str) -> Any:
+        """What a command of headscale answers on the head."""
+        return json.loads(self.closet.root("head", f"headscale {words} --output json") or "null")
+
+    def number(self, host: str) -> str:
+        """A node's number on the control server."""
+        nodes = self.headscale("nodes list") or []
+        return next(str(one["id"]) for one in nodes if one["given_name"] == host)
+
+    def key(self, name: str) -> str:
+        """A pre-auth key of the inventory."""
+        made = json.loads(self.closet.root("head", "cat /var/lib/labrack/headscale/keys.json"))
+        return str(made[name]["key"])
+
+    def address(self, host: str) -> str:
+        """A host's IPv4 address in the tailnet."""
+        return str(self.status(host)["Self"]["TailscaleIPs"][0])
+
+    def reaches(self, host: str, target: str, port: int = 22) -> bool:
+        """Whether a TCP connection from a host to another's MagicDNS name or address comes about."""
+        command = f"timeout 5 bash -c {shlex.quote(f'exec 3<>/dev/tcp/{target}/{port}')}"
+        return "open" in self.closet.root(host, f"{command} 2>/dev/null && echo open", check=False)
+
+    def joined(self, host: str) -> None:
+        """Wait until a host runs in the tailnet."""
+        until(f"{host} is in the tailnet", lambda: self.status(host)["BackendState"], lambda seen: seen == "Running")
+
+
+@contextmanager
+def tailnet_lab(suffix: str) -> Iterator[TailnetLab]:
+    """Make the lab, its machines bare, and take it away afterwards. Skips where the programs can't be had."""
+    try:
+        tree = tailnet.ensure_tree(print)
+    except NoBinariesError as error:
+        pytest.skip(f"no tailscaled and headscale: {error}")
+    name = f"{LAB}-{suffix}"
+    state = ROOT / ".cache/labs" / name
+    there = KEEP and node.exists(name)
+    if not there:
+        _remove(name, state)
+    nodes = tuple(NodeSpec(host, SYSTEM, tun=True) for host in (*MACHINES, *LAPTOPS))
+    try:
+        if not there:
+            node.up(LabSpec(name, nodes, isolated=True), state, print)
+        lab = node.load(state)
+        serve.down(name)
+        mirror = serve.up(name, print, tree)
+        closet = bring_up(
+            name, nodes, INVENTORIES / "tailnet", state, tailnet.variables(mirror, tree, SYSTEM)
+        )
+        if not there:
+            _equip(closet, state, lab.node("head").address)
+        yield TailnetLab(closet)
+    finally:
+        if not KEEP:
+            _remove(name, state)
+
+
+def _equip(closet: Closet, state: Path, control: str) -> None:
+    """Give every machine the name and the authority of the control server, and the laptops tailscale."""
+    certificate(state, CONTROL)
+    authority = (state / "ca.crt").read_text(encoding="utf-8")
+    for member in closet.lab.nodes:
+        node.exec(member, ["tee", "/usr/local/share/ca-certificates/lab.crt"], input=authority)
+        # a tailscaled that may not tell its maker of itself, though nothing leaves the lab anyway
+        script = (
+            f"update-ca-certificates >/dev/null 2>&1 && echo '{control} {CONTROL}' >>/etc/hosts && "
+            "mkdir -p /etc/systemd/system/tailscaled.service.d && printf '[Service]\\n"
+            "Environment=TS_NO_LOGS_NO_SUPPORT=true\\n' >/etc/systemd/system/tailscaled.service.d/test.conf"
+        )
+        closet.root(member.name, script)
+    head = closet.lab.node("head")
+    closet.root("head", "mkdir -p -m 755 /etc/labrack-test")
+    for file, mode in (("tls.crt", "644"), ("tls.key", "600")):
+        text = (state / file).read_text(encoding="utf-8")
+        node.exec(head, ["sh", "-c", f"umask 077; cat >/etc/labrack-test/{file}; chmod {mode} /etc/labrack-test/{file}"], input=text)
+    fetch = (
+        "cd /root && python3 -c \"import urllib.request as w; w.urlretrieve('{url}', 'tailscale.deb')\" && "
+        "apt-get install -q -y --no-install-recommends ./tailscale.deb"
+    )
+    architecture = tailnet.debian_architecture()
+    url = f"{serve.URL}/stable/debian/pool/tailscale_{TAILSCALE}_{architecture}.deb"
+    for laptop in LAPTOPS:
+        closet.root(laptop, fetch.format(url=url))
+
+
+def certificate(folder: Path, name: str) -> None:
+    """Make ``ca.crt`` and, signed by it, ``tls.crt`` with ``tls.key`` for a name; the authority's own key is dropped."""
+    script = f"""
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj '/CN=test authority' \\
+    -keyout ca.key -out ca.crt
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout tls.key -out tls.csr
+printf 'subjectAltName=DNS:{name}\\n' >tls.ext
+openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile tls.ext -out tls.crt
+rm ca.key
+"""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["sh", "-ec", script], cwd=folder, check=True, capture_output=True)
+
+
+def _remove(name: str, state: Path) -> None:
+    node.down(name, state, print)
+    shutil.rmtree(state, ignore_errors=True)
