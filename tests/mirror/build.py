@@ -62,7 +62,7 @@ def ensure_tree(say: Say) -> Path:
 
 
 def publish(image: str, archive: bytes, target: Path, finish: Callable[[Path], None] | None = None) -> None:
-    """Build what :func:`sources` describes in a container of ``image``, whole or not at all, as the directory ``target``.
+    """Build what :func:`sources` describes in a container of ``image``, and put it in place whole.
 
     ``finish`` may add to the build before it is there for others.
     """

@@ -87,7 +87,8 @@ def keys(tree: Path) -> dict[str, Key]:
 def up(lab: str, say: Say, tree: Path | None = None) -> Mirror:
     """Build the mirror where that wasn't done yet, start it in a running lab's network, and return when it answers.
 
-    ``tree`` is another build than that of :func:`.build.ensure_tree`, as :mod:`.tailnet` makes it. Raises :class:`labrack.testnode.docker.LabError`.
+    ``tree`` is another build than that of :func:`.build.ensure_tree`, as :mod:`.tailnet` makes it. Raises
+    :class:`labrack.testnode.docker.LabError`.
     """
     if docker("network", "inspect", network_name(lab), check=False).returncode != 0:
         raise LabError(f"No lab named {lab} is up. Start one first: the mirror needs its network.")

@@ -92,7 +92,9 @@ def repositories(architecture: str) -> list[dict[str, Any]]:
                 "pool": f"{base}/pool",
                 "key": f"{base}/{suite}.noarmor.gpg",
                 "signer": "tailscale",
-                "files": {f"{base}/{suite}.tailscale-keyring.list": f"# Tailscale packages for debian {suite}\n{source}"},
+                "files": {
+                    f"{base}/{suite}.tailscale-keyring.list": f"# Tailscale packages for debian {suite}\n{source}"
+                },
                 "release": {
                     "Origin": "Tailscale",
                     "Label": "Tailscale",
@@ -104,7 +106,9 @@ def repositories(architecture: str) -> list[dict[str, Any]]:
                 "algorithm": "rsa3072",
                 "gpg": [],
                 "missing": binaries.TAILSCALE,
-                "packages": {name: name for name in [*packages, f"tailscale-archive-keyring_{KEYRING_VERSION}_all.deb"]},
+                "packages": {
+                    name: name for name in [*packages, f"tailscale-archive-keyring_{KEYRING_VERSION}_all.deb"]
+                },
             }
         )
     return made

@@ -24,7 +24,7 @@ from labrack.testnode.node import LabSpec, NodeSpec
 from tests.mirror import serve, tailnet
 from tests.nodes.conftest import KEEP, LAB, SYSTEM
 from tests.nodes.harness import INVENTORIES, ROOT, Closet, bring_up, until
-from tests.tailnet.binaries import HEADSCALE, TAILSCALE, NoBinariesError
+from tests.tailnet.binaries import TAILSCALE, NoBinariesError
 
 #: Machines of the lab, and the people's laptops with the user of the tailnet that each is of.
 MACHINES = ("head", "node1", "desk")
@@ -95,9 +95,7 @@ def tailnet_lab(suffix: str) -> Iterator[TailnetLab]:
         lab = node.load(state)
         serve.down(name)
         mirror = serve.up(name, print, tree)
-        closet = bring_up(
-            name, nodes, INVENTORIES / "tailnet", state, tailnet.variables(mirror, tree, SYSTEM)
-        )
+        closet = bring_up(name, nodes, INVENTORIES / "tailnet", state, tailnet.variables(mirror, tree, SYSTEM))
         if not there:
             _equip(closet, state, lab.node("head").address)
         yield TailnetLab(closet)
@@ -123,7 +121,11 @@ def _equip(closet: Closet, state: Path, control: str) -> None:
     closet.root("head", "mkdir -p -m 755 /etc/labrack-test")
     for file, mode in (("tls.crt", "644"), ("tls.key", "600")):
         text = (state / file).read_text(encoding="utf-8")
-        node.exec(head, ["sh", "-c", f"umask 077; cat >/etc/labrack-test/{file}; chmod {mode} /etc/labrack-test/{file}"], input=text)
+        node.exec(
+            head,
+            ["sh", "-c", f"umask 077; cat >/etc/labrack-test/{file}; chmod {mode} /etc/labrack-test/{file}"],
+            input=text,
+        )
     fetch = (
         "cd /root && python3 -c \"import urllib.request as w; w.urlretrieve('{url}', 'tailscale.deb')\" && "
         "apt-get install -q -y --no-install-recommends ./tailscale.deb"
@@ -135,7 +137,7 @@ def _equip(closet: Closet, state: Path, control: str) -> None:
 
 
 def certificate(folder: Path, name: str) -> None:
-    """Make ``ca.crt`` and, signed by it, ``tls.crt`` with ``tls.key`` for a name; the authority's own key is dropped."""
+    """Make ``ca.crt``, and ``tls.crt`` with ``tls.key`` for a name, signed by it; its own key is dropped."""
     script = f"""
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj '/CN=test authority' \\
     -keyout ca.key -out ca.crt

@@ -26,6 +26,8 @@ from labrack.testnode.docker import LabError, Say, last_lines
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache/go"
 TAILSCALE, HEADSCALE = "1.102.3", "0.29.2"
+#: Where Go's own archive puts it, which need not be on the path.
+INSTALLED = "/usr/local/go/bin/go"
 #: What the newest of the two modules' go.mod asks for.
 GO = (1, 26, 6)
 #: Module -> its version, and the packages to install from it.
@@ -84,7 +86,7 @@ def find_go() -> tuple[str, str]:
     """The path of a new enough ``go`` and its version; :class:`NoBinariesError` where there is none."""
     wanted = ".".join(map(str, GO))
     seen = []
-    for candidate in (shutil.which("go"), "/usr/local/go/bin/go"):
+    for candidate in (shutil.which("go"), INSTALLED):
         if candidate and Path(candidate).is_file():
             # its own version: it may otherwise fetch another one to answer
             text = _run([candidate, "env", "GOVERSION"], {"GOTOOLCHAIN": "local"}).stdout.strip()

@@ -167,6 +167,12 @@ def test_node_without_cards_gets_no_device_rule() -> None:
     assert not [flag for flag in flags if flag.startswith("--device")]
 
 
+def test_tunnels_and_isolation_are_asked_for() -> None:
+    plain = node.run_flags("lab", node.NodeSpec("w1"), 40002)
+    flags = node.run_flags("lab", node.NodeSpec("w1", tun=True), 40002, isolated=True)
+    assert sorted(set(flags) - set(plain)) == ["--device-cgroup-rule=c 10:200 rwm", "--dns=127.0.0.1"]
+
+
 def test_inventory_checks_host_keys() -> None:
     variables = node.inventory(LAB)["w1"]
     assert variables["ansible_host"] == "127.0.0.1"

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.finding import shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service
 
@@ -32,11 +33,14 @@ TLS_CERT, TLS_KEY = "/etc/headscale/tls.crt", "/etc/headscale/tls.key"
 #: Keys that were made, one file for root alone, and what this role has installed.
 KEYS = "/var/lib/labrack/headscale/keys.json"
 RECORD = "/var/lib/labrack/headscale.json"
-#: What an empty policy file can't say: everybody reaches everything, the default of headscale and Tailscale alike.
-OPEN_POLICY = """// Written by labrack once, because headscale needs a file: everybody reaches everything.
-// Replace it, such as with labrack.infra.tailnet_policy.
-{"grants": [{"src": ["*"], "dst": ["*"], "ip": ["*"]}]}
+#: headscale wants a file. One that says nothing lets everybody reach everything, as Tailscale's own first policy does.
+OPEN_POLICY = """// Made by labrack: a policy that says nothing, so everybody reaches everything.
+{}
 """
+#: Names that RFC 2606 sets aside for documentation.
+EXAMPLES = ("example.com", "example.org", "example.net")
+#: hscontrol/util/dns.go, ValidateUsername.
+USER_NAME = re.compile(r"[a-zA-Z][\w.-]+(@[\w.-]*)?")
 TAILSCALE_DERP_MAP = "https://controlplane.tailscale.com/derpmap/default"
 
 UNIT_TEXT = f"""# Written by labrack.
@@ -76,6 +80,21 @@ WantedBy=multi-user.target
 
 class HeadscaleError(ValueError):
     """A wish that can't be, or a state that can't be worked on; the message says cause and mend."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong in a variable: its name, the value as it may be shown, and the mend; ``path`` leads into it."""
+
+    key: str
+    value: str
+    what: str
+    mend: str
+    path: tuple[str | int, ...] = ()
+
+    def __str__(self) -> str:
+        where = ".".join([self.key, *map(str, self.path)])
+        return f"{where}{' is ' + self.value if self.value else ''}: {self.what}. Mend: {self.mend}"
 
 
 @dataclass(frozen=True)
@@ -144,10 +163,10 @@ class Observed:
 def read_wanted(params: Mapping[str, Any]) -> Wanted:
     """Return the module's parameters as a wish; HeadscaleError for what headscale would refuse, or would do wrongly."""
     version = str(params["version"])
-    if not params["state"] == "present":
+    if params["state"] != "present":
         return Wanted(False, version, params["install"], {}, "", "", "", params["policy_path"], (), ())
     for problem in problems(params):
-        raise HeadscaleError(problem)
+        raise HeadscaleError(str(problem))
     own = params["tls"] == "certificate"
     return Wanted(
         True,
@@ -177,51 +196,67 @@ def full_tag(tag: str) -> str:
     return tag if tag.startswith("tag:") else f"tag:{tag}"
 
 
-def problems(params: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong in the parameters, each with key, value and mend, the first to be told first."""
-    found = []
+def problems(params: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong in the parameters, by the names of the role's variables."""
     url, domain = str(params["url"]), str(params["base_domain"]).strip(".").lower()
-    parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), "", None
     if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.query:
-        found.append(f"headscale_url is {url!r}: write it as https://NAME or https://NAME:PORT, which nodes reach")
-        return found
+        what = "not an address by which nodes reach the server" if url else "missing: nodes need the server's address"
+        yield Problem("headscale_url", shown(url) if url else "", what, "write it as https://NAME or https://NAME:PORT")
+        return
+    if host in EXAMPLES or host.endswith(tuple(f".{name}" for name in EXAMPLES)):
+        yield Problem("headscale_url", shown(url), "an example's address", "put the server's own there")
     if not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", domain):
-        found.append(f"headscale_base_domain is {domain!r}: write a domain of two parts or more, such as tailnet.lab")
+        what = "not a domain of two parts or more" if domain else "missing: nodes need a domain for their names"
+        yield Problem("headscale_base_domain", shown(domain) if domain else "", what, "write one such as tailnet.lab")
     elif host == domain or host.endswith(f".{domain}"):
-        found.append(
-            f"headscale_base_domain {domain} holds the server's own name {host}: nodes would ask the tailnet for it, "
-            "and no longer reach the server. Take another domain, such as tailnet." + (host.partition(".")[2] or "lab")
-        )
-    if params["tls"] == "certificate" and not (params["tls_cert"] and params["tls_key"]):
-        found.append(
-            "headscale_tls is certificate and headscale_tls_cert or headscale_tls_key is empty: name both files on the "
-            "host, or set headscale_tls to acme, or to none where something else in front of headscale has the certificate"
-        )
-    if params["tls"] == "acme" and (parts.scheme != "https" or parts.port not in (None, 443)):
-        found.append(f"headscale_url is {url!r}: with headscale_tls acme it is https://NAME without a port")
-    if params["tls"] == "certificate" and parts.scheme != "https":
-        found.append(f"headscale_url is {url!r}: with a certificate it begins with https")
-    if params["derp"] in ("embedded", "both") and parts.scheme != "https":
-        found.append(
-            f"headscale_url is {url!r} and headscale_derp is {params['derp']}: relays speak https only. Use https, or "
-            "set headscale_derp to tailscale"
-        )
+        what = f"holds the server's own name {host}: nodes would ask the tailnet for it, and no longer reach the server"
+        mend = "take a domain that the server's name does not end in, such as nodes.internal"
+        yield Problem("headscale_base_domain", shown(domain), what, mend)
+    yield from _tls_problems(params, url, parts.scheme, port)
+    yield from _people_problems(params)
+
+
+def _tls_problems(params: Mapping[str, Any], url: str, scheme: str, port: int | None) -> Iterator[Problem]:
+    tls = params["tls"]
+    if tls == "certificate":
+        for key in ("headscale_tls_cert", "headscale_tls_key"):
+            path = str(params[key.replace("headscale_", "")])
+            if not path.startswith("/"):
+                what = "not the whole path of a file on the host" if path else "missing: headscale_tls is certificate"
+                mend = "name the file on the host, or set headscale_tls to acme, or to none behind a proxy that has one"
+                yield Problem(key, shown(path) if path else "", what, mend)
+    if tls == "acme" and (scheme != "https" or port not in (None, 443)):
+        yield Problem("headscale_url", shown(url), "headscale_tls is acme", "write it as https://NAME, without a port")
+    elif tls == "certificate" and scheme != "https":
+        yield Problem("headscale_url", shown(url), "headscale has a certificate", "begin it with https")
+    elif params["derp"] != "tailscale" and scheme != "https":
+        mend = "begin it with https, or set headscale_derp to tailscale"
+        yield Problem("headscale_url", shown(url), "headscale's own relay speaks https only", mend)
+
+
+def _people_problems(params: Mapping[str, Any]) -> Iterator[Problem]:
     names = {user["name"] for user in params["users"]}
-    for user in sorted(names):
-        if not re.fullmatch(r"[a-z][a-z0-9._-]+(@[a-z0-9.-]*)?", user):
-            found.append(f"headscale_users has {user!r}: small letters, digits, dots and dashes, a letter first")
-    seen = set()
-    for key in params["preauth_keys"]:
+    for place, user in enumerate(params["users"]):
+        if not USER_NAME.fullmatch(user["name"]):
+            mend = "begin with a letter, go on with letters, digits, dots, dashes and underscores"
+            yield Problem("headscale_users", shown(user["name"]), "headscale takes no such name", mend, (place, "name"))
+    seen: set[str] = set()
+    for place, key in enumerate(params["preauth_keys"]):
         name = key["name"]
         if name in seen:
-            found.append(f"headscale_preauth_keys has {name} twice: keep one")
+            yield Problem("headscale_preauth_keys", shown(name), "twice", "keep one", (place, "name"))
         seen.add(name)
         if bool(key.get("user")) == bool(key.get("tags")):
-            found.append(f"headscale_preauth_keys, {name}: give it a user or tags, and not both; a tagged node has no user")
+            what = "it needs a user or tags, and not both: a tagged node has no user"
+            yield Problem("headscale_preauth_keys", shown(name), what, "give it one of the two", (place,))
         elif key.get("user") and key["user"] not in names:
-            found.append(f"headscale_preauth_keys, {name}: its user {key['user']} is not in headscale_users; add it there")
-    return found
+            mend = f"add {key['user']} there"
+            yield Problem("headscale_preauth_keys", shown(key["user"]), "not in headscale_users", mend, (place, "user"))
 
 
 def config(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,8 +362,8 @@ def check_version(found: str, wanted: str) -> None:
     now, then = _numbers(found), _numbers(wanted)
     if then < now:
         raise HeadscaleError(
-            f"headscale {found} is installed and headscale_version is {wanted}: its database does not go back. Set "
-            f"headscale_version to {found}, or restore a backup from before the upgrade with headscale_state absent first"
+            f"headscale {found} is installed and headscale_version is {wanted}: its database does not go back. Mend: "
+            f"set headscale_version to {found}; or restore a backup from before it, with headscale_state absent first"
         )
     if then[0] == now[0] and then[1] > now[1] + 1:
         raise HeadscaleError(
@@ -369,7 +404,8 @@ def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
         summary = f"{found} → {wanted.version}" if found else f"{wanted.version} installed"
         install.append(Change(f"headscale as {wanted.install}", summary, "restart", step=("install",)))
     changes += install
-    stale = [path for path in (CONFIG, UNIT, TLS_CERT, TLS_KEY) if state.written.get(path, 0.0) > state.service.since > 0]
+    newest = max(state.written.get(path, 0.0) for path in (CONFIG, UNIT, TLS_CERT, TLS_KEY))
+    stale = newest > state.service.since > 0
     restart = "its configuration changed" if config_changes or stale else ""
     restart = restart or ("another version" if install else "")
     if wanted.install == "binary" and not state.service.installed:
@@ -458,9 +494,7 @@ def read_keys(text: str | None) -> dict[str, StoredKey]:
     try:
         document = json.loads(text or "{}")
         return {
-            name: StoredKey(
-                str(entry["number"]), str(entry["key"]), KeyWish(name, *_wish_fields(entry))
-            )
+            name: StoredKey(str(entry["number"]), str(entry["key"]), KeyWish(name, *_wish_fields(entry)))
             for name, entry in document.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError):

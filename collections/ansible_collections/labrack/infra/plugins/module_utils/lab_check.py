@@ -14,6 +14,7 @@ from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, Inventory, merged, shown
 from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_facts, check_gpu_variables
+from ansible_collections.labrack.infra.plugins.module_utils.rules_headscale import check_headscale
 from ansible_collections.labrack.infra.plugins.module_utils.rules_host import check_host_facts, check_host_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
 from ansible_collections.labrack.infra.plugins.module_utils.rules_users import check_registry, number_key
@@ -54,6 +55,7 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
     findings = list(_check_groups(inventory))
     findings += _check_addresses(inventory)
     findings += _check_same_everywhere(inventory)
+    findings += check_headscale(inventory)
     for host, variables in inventory.hosts.items():
         findings += [_on(host, finding) for finding in check_registry(variables)]
         findings += [_on(host, finding) for finding in _check_connection_user(variables)]

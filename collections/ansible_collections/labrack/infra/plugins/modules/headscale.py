@@ -217,6 +217,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 DOWNLOAD_TIMEOUT = 60.0
+NOLOGIN = "/usr/sbin/nologin"
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "version": {"type": "str", "required": True},
@@ -319,8 +320,7 @@ class Host:
             if rest[0] == planner.UNIT:
                 daemon_reload()
         elif verb == "user":
-            shell = next((path for path in ("/usr/sbin/nologin", "/sbin/nologin") if os.path.exists(path)), "/bin/false")
-            told = ["--system", "--user-group", "--home-dir", planner.DATA, "--shell", shell, planner.USER]
+            told = ["--system", "--user-group", "--home-dir", planner.DATA, "--shell", NOLOGIN, planner.USER]
             expect(run(["useradd", *told]), f"user {planner.USER}")
         elif verb == "install" and artifact is not None:
             self._install(artifact)
@@ -390,8 +390,8 @@ class Host:
             os.makedirs(planner.DATA, mode=0o750, exist_ok=True)
             shutil.chown(planner.DATA, planner.USER, planner.USER)
             temporary = f"{self.wanted.program}.new"
-            shutil.copyfile(artifact, temporary)
-            os.chmod(temporary, 0o755)
+            # with its mode, by which it could be tried
+            shutil.copy(artifact, temporary)
             os.rename(temporary, self.wanted.program)
         write_file(planner.RECORD, FileState(json.dumps({"install": self.wanted.install}) + "\n"))
 
@@ -534,7 +534,9 @@ def download(url: str, target: Path) -> str:
                 digest.update(block)
                 file.write(block)
     except urllib.error.HTTPError as error:
-        raise HeadscaleError(f"{url}: the server answers {error.code} {error.reason}. Mend: check the address") from None
+        raise HeadscaleError(
+            f"{url}: the server answers {error.code} {error.reason}. Mend: check the address"
+        ) from None
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise HeadscaleError(f"{url} can't be fetched: {reason}. Mend: check the host's network") from None
