@@ -43,6 +43,7 @@ ORDER = (
     "test_gpu_host",
     "test_driver_and_jobs",
     "test_dkms",
+    "test_policy_check",
     "test_molecule",
 )
 A100 = GpuSpec(
