@@ -68,7 +68,7 @@ def variables(mirror: Mirror, tree: Path, system: str) -> dict[str, Any]:
     return {
         "tailscale_repo_url": f"{URL}/stable",
         "tailscale_repo_key_fingerprint": [key.fingerprint],
-        "tailscale_archive_url": f"{URL}/stable",
+        "tailscale_archive_url": f"{URL}/stable/tailscale_{{version}}_{{arch}}.tgz",
         "tailscale_archive_sha256": {architecture: sums["tailscale"]},
         "headscale_artifact_url": f"{URL}/{RELEASES}",
         "headscale_artifact_sha256": {f"{kind}-{architecture}": sums[kind] for kind in ("deb", "binary")},

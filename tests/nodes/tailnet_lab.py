@@ -140,9 +140,9 @@ def certificate(folder: Path, name: str) -> None:
     """Make ``ca.crt``, and ``tls.crt`` with ``tls.key`` for a name, signed by it; its own key is dropped."""
     script = f"""
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj '/CN=test authority' \\
-    -keyout ca.key -out ca.crt
+    -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.crt
 openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout tls.key -out tls.csr
-printf 'subjectAltName=DNS:{name}\\n' >tls.ext
+printf 'subjectAltName=DNS:{name}\\nauthorityKeyIdentifier=keyid\\n' >tls.ext
 openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile tls.ext -out tls.crt
 rm ca.key
 """
