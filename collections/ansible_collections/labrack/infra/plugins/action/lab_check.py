@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.labrack.infra.plugins.module_utils import lab_check
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Finding, Inventory, merged
+from ansible_collections.labrack.infra.plugins.module_utils.rules_tailnet import POLICY
 from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_source
 from ansible_collections.labrack.infra.plugins.plugin_utils.spec_check import check_variables
 
@@ -78,7 +79,7 @@ def read_inventory(
     for host in groups["all"]:
         values: dict[str, Any] = {}
         of_host = hostvars[host]
-        for name in sorted({*options, *CONNECTION, *secrets}):
+        for name in sorted({*options, *CONNECTION, *POLICY, *secrets}):
             try:
                 if name in of_host:
                     values[name] = plain(of_host[name])

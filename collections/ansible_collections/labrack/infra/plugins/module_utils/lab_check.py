@@ -17,6 +17,11 @@ from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import che
 from ansible_collections.labrack.infra.plugins.module_utils.rules_headscale import check_headscale
 from ansible_collections.labrack.infra.plugins.module_utils.rules_host import check_host_facts, check_host_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
+from ansible_collections.labrack.infra.plugins.module_utils.rules_tailnet import (
+    check_tailnet,
+    check_tailnet_facts,
+    check_tailnet_hosts,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.rules_users import check_registry, number_key
 from ansible_collections.labrack.infra.plugins.module_utils.users_plan import Registry, clashes
 
@@ -28,6 +33,7 @@ SLURM_GROUPS = ("slurm_controller", "slurm_database", "slurm_worker", "slurm_log
 #: Variables that describe the lab, so that one value must hold on every host.
 LAB_WIDE = (
     "lab_orchestrator",
+    "lab_tailnet",
     "lab_users",
     "lab_groups",
     "slurm_cluster_name",
@@ -36,6 +42,7 @@ LAB_WIDE = (
     "slurm_qos",
     "slurm_default_account",
     "slurm_default_qos",
+    "tailscale_login_server",
 )
 SECRET_NAME = re.compile(
     r"(^|_)(password|passwd|passphrase|pass|secret|token|psk|(api|auth|munge|private|access)_?key)s?$"
@@ -56,11 +63,13 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
     findings += _check_addresses(inventory)
     findings += _check_same_everywhere(inventory)
     findings += check_headscale(inventory)
+    findings += check_tailnet_hosts(inventory)
     for host, variables in inventory.hosts.items():
         findings += [_on(host, finding) for finding in check_registry(variables)]
         findings += [_on(host, finding) for finding in _check_connection_user(variables)]
         findings += [_on(host, finding) for finding in check_gpu_variables(variables)]
         findings += [_on(host, finding) for finding in check_host_variables(variables)]
+        findings += [_on(host, finding) for finding in check_tailnet(variables)]
         for name, value in variables.items():
             findings += [_on(host, finding) for finding in _check_placeholders((name,), name, value)]
         if _orchestrator(variables) == "slurm":
@@ -79,6 +88,7 @@ def check_facts(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in _check_numbers(host, variables, facts)]
         findings += [_on(host, finding) for finding in check_gpu_facts(host, variables, facts)]
         findings += [_on(host, finding) for finding in check_host_facts(host, variables, facts)]
+        findings += [_on(host, finding) for finding in check_tailnet_facts(host, inventory)]
         if _orchestrator(variables) != "slurm":
             continue
         findings += [_on(host, finding) for finding in _check_system(host, facts)]

@@ -42,7 +42,9 @@ def check_gpu_variables(variables: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _check_addresses(variables: Mapping[str, Any]) -> Iterator[Finding]:
     for name, value in variables.items():
-        if name.startswith(("nvidia_driver_", "container_toolkit_", "baseline_uv_")):
+        if name.startswith(
+            ("nvidia_driver_", "container_toolkit_", "baseline_uv_", "tailscale_repo_", "tailscale_archive_")
+        ):
             if name.endswith("_url") and value and not URL.fullmatch(value):
                 yield Finding(
                     (name,), shown(value), "not a http or https address", "write it as https://mirror.lab/path"

@@ -501,9 +501,9 @@ def check(observed: Observed, wanted: Wanted) -> None:
     if reason and not wanted.auth_key:
         server = f" at {wanted.login_server}" if wanted.login_server else ""
         raise TailscaleError(
-            f"this node needs a key for the tailnet, since {reason}, and there is none. Nothing was changed. Mend: make "
-            f"an auth key{server} and run again with it in tailscale_auth_key (ansible-vault); a node that is logged "
-            "in needs none"
+            f"this node needs a key for the tailnet, since {reason}, and there is none. Nothing was changed. Mend: "
+            f"make an auth key{server} and run again with it in tailscale_auth_key (ansible-vault). A node that is "
+            "logged in needs none"
         )
     if observed.server_problem and (reason or _relogin(observed, wanted)):
         raise TailscaleError(f"tailscale_login_server = {wanted.login_server}: {observed.server_problem}")

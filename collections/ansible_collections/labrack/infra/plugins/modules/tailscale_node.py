@@ -333,6 +333,10 @@ def read_package(family: str) -> Package | None:
     return None if done.rc else Package(done.out.strip(), f"{PACKAGE}-" in locked)
 
 
+#: What is told of a server that does not answer at all.
+UNREACHABLE = "it can't be reached"
+
+
 def server_problem(url: str) -> str:
     """Return why a control server can't be logged in to, with the mend; "" where it can.
 
@@ -352,7 +356,7 @@ def server_problem(url: str) -> str:
             )
         if isinstance(reason, ssl.SSLError):
             return f"it does not speak TLS ({reason}). Mend: check port and scheme of the address"
-        return f"it can't be reached: {reason}. Mend: check the server, and the node's network, name service and proxy"
+        return f"{UNREACHABLE}: {reason}. Mend: check the server, and the node's network, name service and proxy"
     except ValueError:
         found = None
     if not isinstance(found, dict) or not found.get("publicKey"):
@@ -441,6 +445,10 @@ class Node:
     def look(self) -> Observed:
         """Read the node and remember what was seen."""
         self.seen = observe(self.wanted, self.family)
+        if self.module.check_mode and self.seen.server_problem.startswith(UNREACHABLE):
+            # the same run may be about to start it
+            self.module.warn(f"{self.wanted.login_server}: {self.seen.server_problem}")
+            self.seen = replace(self.seen, server_problem="")
         return self.seen
 
     def apply(self, changes: list[Change]) -> None:
