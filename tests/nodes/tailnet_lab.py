@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A lab with its own tailnet, and no way out: real tailscaled on every machine, real headscale on the head.
 
-``admin`` and ``student`` are laptops of two people. They are no nodes of the lab: a person joins each by hand.
+``admin`` is a machine of ada's, which the lab looks after; ``student`` is cyd's laptop, which joins by hand.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tests.nodes.conftest import KEEP, LAB, SYSTEM
 from tests.nodes.harness import INVENTORIES, ROOT, Closet, bring_up, until
 from tests.tailnet.binaries import TAILSCALE, NoBinariesError
 
-#: Machines of the lab, and the people's laptops with the user of the tailnet that each is of.
-MACHINES = ("head", "node1", "desk")
-LAPTOPS = {"admin": "ada", "student": "cyd"}
+#: Machines of the lab, and laptops with the user of the tailnet that each is of.
+MACHINES = ("head", "node1", "desk", "admin")
+LAPTOPS = {"student": "cyd"}
 CONTROL, DOMAIN = "control.lab.test", "tailnet.test"
 
 
 @dataclass(frozen=True)
 class TailnetLab:
-    """The lab: its machines and laptops as :class:`Closet`."""
+    """The lab: its machines and the laptop as :class:`Closet`."""
 
     closet: Closet
 
@@ -96,12 +96,21 @@ def tailnet_lab(suffix: str) -> Iterator[TailnetLab]:
         serve.down(name)
         mirror = serve.up(name, print, tree)
         closet = bring_up(name, nodes, INVENTORIES / "tailnet", state, tailnet.variables(mirror, tree, SYSTEM))
+        _leave_out_laptops(state / "hosts.json")
         if not there:
             _equip(closet, state, lab.node("head").address)
         yield TailnetLab(closet)
     finally:
         if not KEEP:
             _remove(name, state)
+
+
+def _leave_out_laptops(inventory: Path) -> None:
+    """Take the people's laptops out of an inventory, to which they don't belong."""
+    document = json.loads(inventory.read_text(encoding="utf-8"))
+    for laptop in LAPTOPS:
+        del document["all"]["hosts"][laptop]
+    inventory.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _equip(closet: Closet, state: Path, control: str) -> None:

@@ -35,6 +35,8 @@ OWN = {
     "shields-up",
     "operator",
 }
+#: What a default begins with that is an expression.
+DEFAULT = "{{"
 #: What stands in documents in place of a key.
 EXAMPLE_KEY = re.compile(r"[th]skey-[a-z]+-(x+|\.{3}|…|<.*|your.*|example.*|123.*|abc.*|change.*)(-.*)?", re.IGNORECASE)
 
@@ -56,7 +58,7 @@ def check_tailnet(variables: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _check_key(variables, server)
     yield from _check_routes(variables)
     name = str(variables.get("tailscale_hostname") or "")
-    if name and tailscale_prefs.sanitize(name) != name:
+    if name and not name.startswith(DEFAULT) and tailscale_prefs.sanitize(name) != name:
         yield Finding(
             ("tailscale_hostname",),
             shown(name),
@@ -172,7 +174,9 @@ def check_tailnet_hosts(inventory: Inventory) -> Iterator[Finding]:
     names: dict[str, str] = {}
     routes: list[tuple[str, Network]] = []
     for host, variables in members.items():
-        name = tailscale_prefs.sanitize(str(variables.get("tailscale_hostname") or ""))
+        name = str(variables.get("tailscale_hostname") or "")
+        # the role's default is the node's name in the inventory, and reaches this place as its expression
+        name = tailscale_prefs.sanitize(host if name.startswith(DEFAULT) else name)
         other = names.setdefault(name, host) if name else host
         if other != host:
             problem, mend = f"also the name of {other}, so Tailscale would add a number", "give each its own"
