@@ -71,6 +71,14 @@ class TailnetLab:
         command = f"timeout 5 bash -c {shlex.quote(f'exec 3<>/dev/tcp/{target}/{port}')}"
         return "open" in self.closet.root(host, f"{command} 2>/dev/null && echo open", check=False)
 
+    def join(self, host: str, key: str) -> None:
+        """Join a host as its owner would, the key by a file."""
+        script = (
+            "umask 077; cat >/run/key; "
+            f"tailscale up --login-server https://{CONTROL} --auth-key file:/run/key --timeout 30s; rm /run/key"
+        )
+        node.exec(self.closet.lab.node(host), ["sh", "-c", script], input=key)
+
     def joined(self, host: str) -> None:
         """Wait until a host runs in the tailnet."""
         until(f"{host} is in the tailnet", lambda: self.status(host)["BackendState"], lambda seen: seen == "Running")
