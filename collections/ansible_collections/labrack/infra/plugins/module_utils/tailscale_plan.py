@@ -78,8 +78,8 @@ class Session:
 class Record:
     """What the role made on this node.
 
-    ``method`` is how it installed Tailscale: package, archive, or empty where it was there. ``prefs`` are the flags that
-    it set, or is about to set.
+    ``method`` is how it installed Tailscale: package, archive, or empty where it was there. ``prefs`` are the flags
+    that it set, or is about to set.
     """
 
     method: str = ""

@@ -641,9 +641,9 @@ class Node:
             and given != wanted.tags
         ):
             raise TailscaleError(
-                f"the node has joined, and the control server has given it the tags {', '.join(given) or 'none'}, wanted "
-                f"{', '.join(wanted.tags)}. Mend: name the tags in tagOwners of the policy; with headscale use a key "
-                "that gives them and tailscale_tags_from_key: true, or headscale nodes tag"
+                f"the node has joined, and the control server has given it the tags {', '.join(given) or 'none'}, "
+                f"wanted {', '.join(wanted.tags)}. Mend: name the tags in tagOwners of the policy; with headscale use a "
+                "key that gives them and tailscale_tags_from_key: true, or headscale nodes tag"
             )
         # `up` sets to their defaults what it has no flags for
         now = read_prefs(tailscale("debug", "prefs").out, {}, sorted(before.prefs))
