@@ -642,8 +642,8 @@ class Node:
         ):
             raise TailscaleError(
                 f"the node has joined, and the control server has given it the tags {', '.join(given) or 'none'}, "
-                f"wanted {', '.join(wanted.tags)}. Mend: name the tags in tagOwners of the policy; with headscale use a "
-                "key that gives them and tailscale_tags_from_key: true, or headscale nodes tag"
+                f"wanted {', '.join(wanted.tags)}. Mend: name the tags in tagOwners of the policy; with headscale use "
+                "a key that gives them and tailscale_tags_from_key: true, or headscale nodes tag"
             )
         # `up` sets to their defaults what it has no flags for
         now = read_prefs(tailscale("debug", "prefs").out, {}, sorted(before.prefs))
@@ -723,7 +723,10 @@ def explain_login(done: Done, status: Mapping[str, Any], wanted: Wanted) -> str:
     said = [str(one) for one in status.get("Health") or () if "login error" in str(one)]
     words = hide(" ".join(dict.fromkeys([(done.err.strip() or done.out.strip())[-400:], *said])), wanted.auth_key)
     low = words.lower()
-    if re.search(r"auth.?key|invalid key|key .*not valid|expired", low):
+    if "server says nodekeyexpired" in low:
+        # headscale 0.29 leaves a tagged node expired, whatever key it comes back with
+        mend = "delete the node at the control server (headscale nodes delete), and run again"
+    elif re.search(r"auth.?key|invalid key|key .*not valid|expired", low):
         mend = "make a new key; one that is not reusable is used up by its first node"
     elif "tag" in low:
         mend = "name the tags in tagOwners of the policy, with the owner of the key among the owners"
