@@ -78,12 +78,11 @@ class Session:
 class Record:
     """What the role made on this node.
 
-    ``method`` is how it installed Tailscale: package, archive, or empty where it was there. ``archive`` is the version
-    and the checksum of what was unpacked. ``prefs`` are the flags that it set.
+    ``method`` is how it installed Tailscale: package, archive, or empty where it was there. ``prefs`` are the flags
+    that it set, or is about to set.
     """
 
     method: str = ""
-    archive: str = ""
     held: bool = False
     joined: bool = False
     prefs: tuple[str, ...] = ()
@@ -95,7 +94,6 @@ class Record:
             found: dict[str, Any] = json.loads(text) if text else {}
             return cls(
                 method=str(found.get("method", "")),
-                archive=str(found.get("archive", "")),
                 held=bool(found.get("held")),
                 joined=bool(found.get("joined")),
                 prefs=tuple(str(name) for name in found.get("prefs", ())),
@@ -298,6 +296,11 @@ def read_record(observed: Observed) -> Record:
 def backend(observed: Observed) -> str:
     """Return the node's ``BackendState``; empty where tailscaled does not answer."""
     return str((observed.status or {}).get("BackendState", ""))
+
+
+def running_version(observed: Observed) -> str:
+    """Return the version of the tailscaled that runs, "" where none answers."""
+    return str((observed.status or {}).get("Version", "")).partition("-")[0]
 
 
 def _self(observed: Observed) -> Mapping[str, Any]:
@@ -515,16 +518,24 @@ def _relogin(observed: Observed, wanted: Wanted) -> bool:
     return bool(wanted.auth_key and relogin_reasons(observed, wanted))
 
 
+def _still_ours(observed: Observed, wanted: Wanted) -> set[str]:
+    """The flags that the inventory no longer names and that are not back at Tailscale's default yet."""
+    flags = tailscale_prefs.FLAGS
+    forgotten = {name for name in read_record(observed).prefs if name not in wanted.prefs and name in flags}
+    if observed.status is None:
+        return forgotten if observed.program else set()
+    return {name for name in forgotten if observed.prefs.get(name, flags[name].default) != flags[name].default}
+
+
 def wanted_record(observed: Observed, wanted: Wanted) -> Record:
     """Return what there is to remember, as it is written before anything else happens."""
     before = read_record(observed)
     method = before.method or ("" if observed.program else wanted.method)
     return Record(
         method=method,
-        archive=f"{wanted.version} {wanted.archive_sha256}" if method == "archive" else "",
         held=before.held or bool(_plan_hold(observed, wanted)),
         joined=before.joined or bool(login_reason(observed)),
-        prefs=tuple(sorted(wanted.prefs)),
+        prefs=tuple(sorted({*wanted.prefs, *_still_ours(observed, wanted)})),
     )
 
 
@@ -556,9 +567,9 @@ def _plan_present(observed: Observed, wanted: Wanted) -> list[Change]:
 def _plan_install(observed: Observed, wanted: Wanted, record: Record) -> list[Change]:
     changes: list[Change] = []
     if record.method == "archive":
-        before = read_record(observed).archive
-        if not observed.program or before != record.archive:
-            summary = f"{before.partition(' ')[0]} → {wanted.version}" if before else f"{wanted.version} unpacked"
+        before = running_version(observed)
+        if not observed.program or (before and before != wanted.version and not wanted.prefs.get("auto-update")):
+            summary = f"{before} → {wanted.version}" if before else f"{wanted.version} unpacked"
             disruption = _session_class(observed, wanted) if observed.program else "none"
             changes.append(Change("archive of tailscale", summary, disruption, step=("archive",)))
         return changes
@@ -720,7 +731,7 @@ def facts(observed: Observed, mtu: Mapping[str, int] | None = None) -> dict[str,
     approved = approved_routes(observed)
     return {
         "state": backend(observed) or "absent",
-        "version": str(status.get("Version", "")).partition("-")[0],
+        "version": running_version(observed),
         "name": str(own.get("DNSName", "")).rstrip("."),
         "ipv4": next((one for one in addresses if ":" not in one), ""),
         "ipv6": next((one for one in addresses if ":" in one), ""),

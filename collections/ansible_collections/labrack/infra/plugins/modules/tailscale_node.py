@@ -171,7 +171,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -214,6 +214,7 @@ GUARD_DELAY = 3
 GUARD_WINDOW = 120
 #: Seconds for tailscaled to leave a passing state, for a login, for an answer of the control server.
 PATIENCE = 15.0
+SETTLE = 5.0
 LOGIN_TIMEOUT = 90
 SERVER_TIMEOUT = 10.0
 #: Bytes of the IPv4 and ICMP headers, which ping(8) adds.
@@ -272,6 +273,15 @@ def read_status(peers: bool) -> dict[str, Any] | None:
         if found.get("BackendState") not in ("NoState", "Starting") or time.monotonic() > deadline:
             return dict(found)
         time.sleep(0.5)
+
+
+def settle() -> None:
+    """Give a node that has just connected a moment to hear from the control server."""
+    deadline = time.monotonic() + SETTLE
+    while time.monotonic() < deadline:
+        if ((read_status(peers=False) or {}).get("Self") or {}).get("Online"):
+            return
+        time.sleep(0.2)
 
 
 def read_prefs(raw: str, peers: Mapping[str, Any], named: Sequence[str]) -> dict[str, Value]:
@@ -470,6 +480,8 @@ class Node:
                 self.apply(rest_of_it)
             return
         self._set(by_verb["set"])
+        if self.wanted.present:
+            forget({*by_verb["set"]} - {*self.wanted.prefs})
         self._guard(by_verb["guard"])
 
     def _step(self, change: Change) -> None:
@@ -489,6 +501,7 @@ class Node:
         elif verb == "up":
             # without any flag it changes nothing but that
             self._run([program(), "up"], "tailscale up")
+            settle()
         elif verb == "logout":
             self._run([program(), "logout"], "tailscale logout")
         elif verb == "purge":
@@ -595,6 +608,7 @@ class Node:
         for path, (content, mode) in contents.items():
             _write_bytes(path, content, mode)
         systemd.daemon_reload()
+        systemd.act("enable", SERVICE)
         if self.seen.service.active:
             self._run(["systemctl", "restart", SERVICE], "tailscaled")
 
@@ -627,10 +641,23 @@ class Node:
         status = read_status(peers=False) or {}
         if done.rc:
             raise TailscaleError(explain_login(done, status, wanted))
+        given = tuple(sorted((status.get("Self") or {}).get("Tags") or ()))
+        if (
+            status.get("BackendState") == "Running"
+            and wanted.tags
+            and not wanted.tags_from_key
+            and given != wanted.tags
+        ):
+            raise TailscaleError(
+                f"the node has joined, and the control server has given it the tags {', '.join(given) or 'none'}, "
+                f"wanted {', '.join(wanted.tags)}. Mend: name the tags in tagOwners of the policy; with headscale use "
+                "a key that gives them and tailscale_tags_from_key: true, or headscale nodes tag"
+            )
         # `up` sets to their defaults what it has no flags for
         now = read_prefs(tailscale("debug", "prefs").out, {}, sorted(before.prefs))
         lost = tailscale_prefs.diff(now, {name: before.prefs[name] for name in set(before.prefs) - set(self.accepted)})
         self._set({name: value for name, (_now, value) in lost.items()})
+        settle()
 
     # -- preferences
 
@@ -645,7 +672,8 @@ class Node:
             return
         before = {name: tailscale_plan.effective(self.seen).get(name, "") for name in prefs}
         after = {name: tailscale_prefs.normal(name, value) for name, value in prefs.items()}
-        node_io.write_file(GUARD_FILE, FileState(json.dumps({"before": before, "after": after}), "0600"))
+        guard = {"before": before, "after": after, "forget": sorted({*prefs} - {*self.wanted.prefs})}
+        node_io.write_file(GUARD_FILE, FileState(json.dumps(guard), "0600"))
         setting = [
             shlex.join([program(), "set", *tailscale_prefs.set_args(one), "--accept-risk=lose-ssh"])
             for one in (after, before)
@@ -673,7 +701,20 @@ def confirm(module: AnsibleModule) -> None:
             module.fail_json(msg=f"tailscaled has not taken {' '.join(tailscale_prefs.set_args(left))}")
         systemd.act("stop", GUARD)
         node_io.remove_file(GUARD_FILE)
+        forget(guard.get("forget", ()))
     module.exit_json(changed=True, changes=[], pending=[], notes=[], guarded={}, tailnet={})
+
+
+def forget(names: Iterable[str]) -> None:
+    """Take preferences out of the record, which are back at Tailscale's defaults."""
+    found = node_io.observe_file(RECORD)
+    if found and names:
+        record = tailscale_plan.Record.read(found.text)
+        left = replace(record, prefs=tuple(name for name in record.prefs if name not in set(names))).file()
+        if left:
+            node_io.write_file(RECORD, left)
+        else:
+            node_io.remove_file(RECORD)
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
@@ -690,7 +731,10 @@ def explain_login(done: Done, status: Mapping[str, Any], wanted: Wanted) -> str:
     said = [str(one) for one in status.get("Health") or () if "login error" in str(one)]
     words = hide(" ".join(dict.fromkeys([(done.err.strip() or done.out.strip())[-400:], *said])), wanted.auth_key)
     low = words.lower()
-    if "expired" in low or "invalid key" in low or "not valid" in low or "auth-key" in low or "authkey" in low:
+    if "server says nodekeyexpired" in low:
+        # headscale 0.29 leaves a tagged node expired, whatever key it comes back with
+        mend = "delete the node at the control server (headscale nodes delete), and run again"
+    elif re.search(r"auth.?key|invalid key|key .*not valid|expired", low):
         mend = "make a new key; one that is not reusable is used up by its first node"
     elif "tag" in low:
         mend = "name the tags in tagOwners of the policy, with the owner of the key among the owners"
