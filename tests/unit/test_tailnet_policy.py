@@ -231,18 +231,19 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the module in this process with these parameters; its result, or its failure in ``msg``."""
-    monkeypatch.setattr(tailscale_api.time, "sleep", lambda _seconds: None)
+    warned: list[str] = []
+    monkeypatch.setattr(module.AnsibleModule, "warn", lambda _self, text: warned.append(text))
 
     def once(check: bool = False, **params: Any) -> dict[str, Any]:
         capsys.readouterr()
+        warned.clear()
         given = {"groups": GROUPS, **params, "_ansible_check_mode": check, "_ansible_diff": True}
         with patch_module_args(given), pytest.raises(SystemExit):
             module.main()
         out = capsys.readouterr().out
         for secret in (params.get("api_key"), params.get("oauth_client_secret")):
             assert not secret or secret not in out
-        result: dict[str, Any] = json.loads(out)
-        return result
+        return {**json.loads(out), "warnings": list(warned)}
 
     return once
 
