@@ -520,10 +520,15 @@ def test_the_playbook_asks_from_this_machine(tmp_path: Path, tailnet: Tailnet) -
     head = {"ansible_host": "192.0.2.1", "tailscale_tags": ["lab-head"], "tailscale_advertise_routes": ["10.9.0.0/24"]}
     inventory = tmp_path / "hosts.json"
     inventory.write_text(json.dumps({"all": {"vars": variables, "children": {"lab_head": {"hosts": {"head": head}}}}}))
+    argv = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        "-i",
+        str(inventory),
+        "playbooks/tailnet_policy.yml",
+    ]
     for again in (False, True):
         done = subprocess.run(
-            [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory), "--diff"]
-            + ["playbooks/tailnet_policy.yml"],
+            [*argv, "--diff"],
             cwd=ROOT,
             env={**os.environ, "HOME": str(tmp_path), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
             capture_output=True,
