@@ -185,10 +185,10 @@ class Handler(BaseHTTPRequestHandler):
         if what == ["validate"]:
             return self._json(200, self.tailnet.verdict_on(body))
         if self.command == "GET":
-            self._text(200, self.tailnet.policy, {"ETag": f'"{self.tailnet.etag}"', "Content-Type": HUJSON})
+            text, headers = self.tailnet.policy, {"ETag": f'"{self.tailnet.etag}"', "Content-Type": HUJSON}
             if self.tailnet.after_read:
                 self.tailnet.after_read(self.tailnet)
-            return None
+            return self._text(200, text, headers)
         match = self.headers.get("If-Match", "").strip('"')
         if match == "ts-default" and self.tailnet.policy != FIRST_POLICY:
             return self._json(412, {"message": "precondition failed, invalid old hash"})

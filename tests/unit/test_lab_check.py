@@ -233,6 +233,12 @@ CASES = {
         "[]",
         "list the keys",
     ),
+    "lock-out by a lock": (
+        [Edit("ansible_user", "ada"), Edit(f"{USERS}/0/state", "locked")],
+        "lab_users[0].state",
+        "locked",
+        "somebody else",
+    ),
     "placeholder password": ([Edit("vault_db_password", "CHANGEME")], "vault_db_password", HIDDEN, "make a secret"),
     "placeholder become password": (
         [Edit(f"{CHILDREN}/lab_head/vars", {"ansible_become_password": "<your password>"})],

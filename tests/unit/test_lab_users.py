@@ -74,6 +74,14 @@ def run(argv: list[str], accounts: dict[str, Account], groups: dict[str, Group])
         accounts[name] = replace(accounts[name], gid=int(options["--gid"]))
     elif command == "usermod" and "--comment" in options:
         accounts[name] = replace(accounts[name], comment=options["--comment"])
+    elif command == "usermod" and "--lock" in options:
+        assert options["--expiredate"] == "1"
+        accounts[name] = replace(accounts[name], locked=True)
+    elif command == "usermod" and "--expiredate" in options:
+        assert options["--expiredate"] == "" and ("--unlock" in options or options["--password"] == "*")
+        accounts[name] = replace(accounts[name], locked=False, no_password_yet=False)
+    elif command == "loginctl":
+        accounts[name] = replace(accounts[name], sessions=0)
     elif command == "usermod":
         accounts[name] = replace(accounts[name], no_password_yet=False)
     else:
@@ -100,6 +108,7 @@ def registries(draw: st.DrawFn) -> Registry:
         user["gid"] = draw(st.sampled_from([None, *(group["gid"] for group in groups)]))
         user["comment"] = draw(st.sampled_from([None, "", "Ada L"]))
         user["sudo"] = draw(st.booleans())
+        user["state"] = draw(st.sampled_from(["present", "present", "locked"]))
         users.append(user)
     return Registry.read(users, groups)
 
@@ -111,10 +120,16 @@ def test_any_registry_after_any_other(first: Registry, then: Registry, exclusive
         assert users_plan.refusals(node, wanted, "node1") == []
         changes = users_plan.plan(node, wanted, exclusive)
         assert {change.disruption for change in changes} <= {"none"}
+        before = node
         node = apply(node, wanted, changes, exclusive)
         assert users_plan.plan(node, wanted, exclusive) == []
     for user in then.users:
+        if user.locked:
+            assert user.name not in node.keys and (user.name in node.accounts) == (user.name in before.accounts)
+            assert user.name not in node.accounts or node.accounts[user.name].locked
+            continue
         account = node.accounts[user.name]
+        assert not account.locked
         assert (account.uid, account.gid) == (user.uid, user.gid)
         assert node.groups[user.group].gid == user.gid
         assert node.homes[f"/home/{user.name}"] == user.uid
@@ -123,11 +138,11 @@ def test_any_registry_after_any_other(first: Registry, then: Registry, exclusive
         held = node.keys[user.name].text.splitlines()[1:] if user.name in node.keys else []
         assert set(user.keys) <= set(held) and (not exclusive or held == list(user.keys))
     text = node.sudoers.text if node.sudoers else ""
-    assert {user.name for user in then.users if user.sudo} == {
+    assert {user.name for user in then.users if user.sudo and not user.locked} == {
         line.split()[0] for line in text.splitlines() if not line.startswith("#")
     }
     assert node.groups["docker"] == FRESH.groups["docker"], "what an admin gave by hand stays"
-    left = {user.name for user in first.users} - {user.name for user in then.users}
+    left = {user.name for user in first.users if not user.locked} - {user.name for user in then.users}
     assert set(users_plan.unmanaged(node, then)) == left and left <= set(node.accounts)
 
 
@@ -185,6 +200,32 @@ def test_a_fresh_lock_is_mended_and_an_admins_lock_is_not() -> None:
     (change,) = users_plan.plan(node, wanted)
     assert change.step == ("run", "usermod", "--password", "*", "admin")
     assert "!*" not in users_plan.NO_PASSWORD_YET
+
+
+def test_somebody_who_leaves_has_no_way_in_and_keeps_their_files() -> None:
+    ada = {"name": "ada", "uid": 2001, "keys": [KEY], "sudo": True}
+    node = apply(FRESH, registry([ada]), users_plan.plan(FRESH, registry([ada])))
+    node = replace(node, accounts={**node.accounts, "ada": replace(node.accounts["ada"], sessions=2)})
+    gone = registry([{**ada, "state": "locked"}])
+    changes = users_plan.plan(node, gone)
+    assert [(change.subject, change.summary, change.disruption) for change in changes] == [
+        ("user ada", "locked and expired", "none"),
+        ("file /home/ada/.ssh/authorized_keys", "removed", "none"),
+        ("user ada", "2 open logins ended", "restart"),
+        ("file /etc/sudoers.d/labrack", "removed", "none"),
+        ("file /var/lib/labrack/users.json", "content changed", "none"),
+    ]
+    node = apply(node, gone, changes)
+    assert users_plan.plan(node, gone) == [] and node.homes["/home/ada"] == 2001
+    back = users_plan.plan(node, registry([ada]))
+    assert back[0].step == ("run", "usermod", "--unlock", "--expiredate", "", "ada")
+
+
+def test_a_lock_that_is_not_ours_is_left() -> None:
+    locked = replace(FRESH.accounts["admin"], locked=True)
+    node = replace(FRESH, accounts={**FRESH.accounts, "admin": locked})
+    changes = users_plan.plan(node, registry([{"name": "admin", "uid": 1000}]))
+    assert not [change for change in changes if change.subject == "user admin"]
 
 
 def test_keys_that_are_there_stay_unless_exclusive() -> None:

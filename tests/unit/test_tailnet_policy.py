@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from ansible.module_utils.testing import patch_module_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.labrack.infra.plugins.filter import leaving, tailnet_nodes
 from ansible_collections.labrack.infra.plugins.module_utils import hujson, tailnet_policy, tailscale_api
 from ansible_collections.labrack.infra.plugins.module_utils.tailnet_policy import Lab, Node
 from ansible_collections.labrack.infra.plugins.modules import tailnet_policy as module
 from tests.tailnet.api import FIRST_POLICY, Fault, Tailnet, serving
 
+ROOT = Path(__file__).resolve().parents[2]
 PEOPLE = ["ada@lab.example", "ben@lab.example", "cy@", "dee@github"]
 TAGS = ["tag:lab-head", "tag:lab-interactive", "tag:lab-worker", "tag:storage"]
 ROLES = TAGS[:3]
@@ -231,18 +235,19 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the module in this process with these parameters; its result, or its failure in ``msg``."""
-    monkeypatch.setattr(tailscale_api.time, "sleep", lambda _seconds: None)
+    warned: list[str] = []
+    monkeypatch.setattr(module.AnsibleModule, "warn", lambda _self, text: warned.append(text))
 
     def once(check: bool = False, **params: Any) -> dict[str, Any]:
         capsys.readouterr()
+        warned.clear()
         given = {"groups": GROUPS, **params, "_ansible_check_mode": check, "_ansible_diff": True}
         with patch_module_args(given), pytest.raises(SystemExit):
             module.main()
         out = capsys.readouterr().out
         for secret in (params.get("api_key"), params.get("oauth_client_secret")):
             assert not secret or secret not in out
-        result: dict[str, Any] = json.loads(out)
-        return result
+        return {**json.loads(out), "warnings": list(warned)}
 
     return once
 
@@ -496,3 +501,57 @@ def test_headscale_that_does_not_run(run: Run, control: Path, monkeypatch: pytes
     assert "Mend: start it" in run(server="headscale", path="")["msg"]
     monkeypatch.setenv("PATH", "/nonexistent")
     assert "not installed" in run(server="headscale", path="")["msg"]
+
+
+# the playbook, and what offboard.yml makes of the inventory
+
+
+def test_the_playbook_asks_from_this_machine(tmp_path: Path, tailnet: Tailnet) -> None:
+    variables = {
+        "tailnet_policy_groups": GROUPS,
+        "tailnet_policy_api_url": tailnet.url,
+        "tailnet_policy_oauth_client_id": tailnet.client_id,
+        "tailnet_policy_oauth_client_secret": tailnet.client_secret,
+        # nothing that is said of the machines is tried on this one
+        "ansible_become": True,
+        "ansible_become_exe": "/nonexistent/sudo",
+        "ansible_user": "admin",
+    }
+    head = {"ansible_host": "192.0.2.1", "tailscale_tags": ["lab-head"], "tailscale_advertise_routes": ["10.9.0.0/24"]}
+    inventory = tmp_path / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"vars": variables, "children": {"lab_head": {"hosts": {"head": head}}}}}))
+    argv = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        "-i",
+        str(inventory),
+        "playbooks/tailnet_policy.yml",
+    ]
+    for again in (False, True):
+        done = subprocess.run(
+            [*argv, "--diff"],
+            cwd=ROOT,
+            env={**os.environ, "HOME": str(tmp_path), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert tailnet.client_secret not in done.stdout + done.stderr
+        assert ("changed=0" in done.stdout) == again
+    assert hujson.loads(tailnet.policy)["autoApprovers"] == {"routes": {"10.9.0.0/24": ["tag:lab-head"]}}
+
+
+def test_who_leaves_is_found_by_the_account() -> None:
+    accounts = {"lovelace@github": "ada", "bert@lab.example": "ben"}
+    groups = [{"name": "admins", "members": ["ada@lab.example", "bert@lab.example"]}, {"name": "guests"}]
+    assert leaving.tailnet_logins(groups, "ada", accounts) == ["ada@lab.example", "lovelace@github"]
+    assert leaving.tailnet_logins(groups, "bert", accounts) == []
+    left = leaving.without_members(groups, ["ada@lab.example"])
+    assert left == [{"name": "admins", "members": ["bert@lab.example"]}, {"name": "guests", "members": []}]
+    people = [{"name": "ada", "uid": 1}, {"name": "ben", "uid": 2}]
+    assert leaving.with_locked(people, "ben") == [people[0], {"name": "ben", "uid": 2, "state": "locked"}]
+
+
+def test_machines_of_the_tailnet_are_those_with_tags() -> None:
+    hosts = {"head": {"tailscale_tags": ["lab-head"], "tailscale_advertise_exit_node": True}, "nas": {}}
+    node = {"name": "head", "tags": ["lab-head"], "routes": [], "exit_node": True}
+    assert tailnet_nodes.tailnet_nodes(["head", "nas"], hosts) == [node]

@@ -190,7 +190,10 @@ def _check_same_everywhere(inventory: Inventory) -> Iterator[Finding]:
 
 def _check_connection_user(variables: Mapping[str, Any]) -> Iterator[Finding]:
     for place, user in enumerate(variables.get("lab_users") or ()):
-        if (
+        if user["name"] == variables.get("ansible_user") and user.get("state") == "locked":
+            problem, mend = "the playbook logs in as this user, and would lock itself out", "log in as somebody else"
+            yield Finding(("lab_users", place, "state"), "locked", problem, mend)
+        elif (
             user["name"] == variables.get("ansible_user")
             and not user.get("keys")
             and variables.get("lab_users_keys_exclusive", True)

@@ -42,6 +42,12 @@ class Device:
     routes: tuple[str, ...] = ()
     external: bool = False
 
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Device:
+        """Return the device that ``dataclasses.asdict`` made these of, also when JSON held them in between."""
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**plain)
+
 
 def read_time(text: str) -> datetime | None:
     """Return a time of RFC 3339, None for none or for Go's zero time."""

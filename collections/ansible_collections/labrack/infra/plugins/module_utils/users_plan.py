@@ -4,6 +4,8 @@
 
 Pure. A number never changes under a name that is there already, since files keep the old one: that is a clash, and
 nothing is planned before it is mended. People who left the registry keep their account; accounts are people's data.
+Somebody locked keeps account, home and files, and has no way in: password locked, account expired, no keys, no sudo,
+no session left.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class User:
     keys: tuple[str, ...] = ()
     comment: str | None = None
     sudo: bool = False
+    locked: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Registry:
 
     users: tuple[User, ...] = ()
     groups: Mapping[str, int] = field(default_factory=dict)
+    #: those of the groups that have a name of their own in the registry
+    shared: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, users: list[dict[str, Any]], groups: list[dict[str, Any]]) -> Registry:
@@ -60,10 +65,11 @@ class Registry:
                 keys=tuple(key.strip() for key in user.get("keys") or ()),
                 comment=user.get("comment"),
                 sudo=bool(user.get("sudo")),
+                locked=user.get("state") == "locked",
             )
             for user in users
         )
-        return cls(people, {**{user.group: user.gid for user in people}, **named})
+        return cls(people, {**{user.group: user.gid for user in people}, **named}, frozenset(named))
 
 
 def primary_group(user: Mapping[str, Any], named: Mapping[str, int]) -> tuple[str, int]:
@@ -75,13 +81,18 @@ def primary_group(user: Mapping[str, Any], named: Mapping[str, int]) -> tuple[st
 
 @dataclass(frozen=True)
 class Account:
-    """A user as the node has it; ``no_password_yet``: its hash is one of :data:`NO_PASSWORD_YET`."""
+    """A user as the node has it; ``no_password_yet``: its hash is one of :data:`NO_PASSWORD_YET`.
+
+    ``locked``: the hash is locked and the account expired. ``sessions``: how many logins it has open.
+    """
 
     uid: int
     gid: int
     home: str
     comment: str = ""
     no_password_yet: bool = False
+    locked: bool = False
+    sessions: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,6 +177,8 @@ def keys_path(node: Node, user: User) -> str:
 def wanted_keys(node: Node, user: User, exclusive: bool) -> FileState | None:
     """Return the user's authorized keys: only the registry's, or these added to what is there. None for no file."""
     there = node.keys.get(user.name)
+    if user.locked:
+        return None
     if exclusive or there is None:
         lines = list(user.keys)
         text = KEYS_HEADER + "".join(f"{line}\n" for line in lines) if lines else ""
@@ -184,24 +197,42 @@ def _key_body(line: str) -> str:
 
 def wanted_sudoers(registry: Registry) -> FileState | None:
     """Return the sudoers file of those who may become root, None for nobody."""
-    names = sorted(user.name for user in registry.users if user.sudo)
+    names = sorted(user.name for user in registry.users if user.sudo and not user.locked)
     lines = "".join(f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n" for name in names)
     return FileState(SUDOERS_HEADER + lines, "0440") if names else None
 
 
 def read_record(file: FileState | None) -> dict[str, set[str]]:
-    """Return the names of ``users`` and ``groups`` that labrack ever kept on a node (ValueError: a damaged file)."""
+    """Return the names of ``users`` and ``groups`` that labrack ever kept on a node, and of whom it ``locked``.
+
+    Raises ValueError for a damaged file.
+    """
     found = json.loads(file.text) if file else {}
-    return {kind: set(found.get(kind, ())) for kind in ("users", "groups")}
+    return {kind: set(found.get(kind, ())) for kind in ("users", "groups", "locked")}
 
 
 def wanted_record(node: Node, registry: Registry) -> FileState | None:
     """Return the record once the plan is applied: who was there, if still there, and who is in the registry."""
     before = read_record(node.record)
-    users = (before["users"] & set(node.accounts)) | {user.name for user in registry.users}
-    groups = (before["groups"] & set(node.groups)) | set(registry.groups)
+    users = (before["users"] & set(node.accounts)) | {user.name for user in made(node, registry)}
+    groups = (before["groups"] & set(node.groups)) | set(wanted_groups(node, registry))
     content = {"users": sorted(users), "groups": sorted(groups)}
+    open_ = {user.name for user in registry.users if not user.locked}
+    locked = (before["locked"] & users) | {user.name for user in made(node, registry) if user.locked}
+    if locked - open_:
+        content["locked"] = sorted(locked - open_)
     return FileState(json.dumps(content, indent=2, sort_keys=True) + "\n") if users or groups else None
+
+
+def made(node: Node, registry: Registry) -> list[User]:
+    """Return the users that have or get an account: nobody is made to be locked."""
+    return [user for user in registry.users if not user.locked or user.name in node.accounts]
+
+
+def wanted_groups(node: Node, registry: Registry) -> dict[str, int]:
+    """Return the groups that have to be there: all but those that are a person's own who is not made."""
+    without = {user.group for user in registry.users} - {user.group for user in made(node, registry)}
+    return {name: gid for name, gid in registry.groups.items() if name not in without or name in registry.shared}
 
 
 def unmanaged(node: Node, registry: Registry) -> list[str]:
@@ -216,11 +247,17 @@ def plan(node: Node, registry: Registry, keys_exclusive: bool = True) -> list[Ch
     """
     changes = [
         _run(f"group {name}", f"created with gid {gid}", "groupadd", "--gid", str(gid), name)
-        for name, gid in sorted(registry.groups.items())
+        for name, gid in sorted(wanted_groups(node, registry).items())
         if name not in node.groups
     ]
-    managed = {*registry.groups, *read_record(node.record)["groups"]}
-    for user in sorted(registry.users, key=lambda user: user.uid):
+    record = read_record(node.record)
+    managed = {*registry.groups, *record["groups"]}
+    for user in sorted(made(node, registry), key=lambda user: user.uid):
+        if user.locked:
+            changes += _plan_lock(node, user)
+            continue
+        if user.name in record["locked"] and node.accounts[user.name].locked:
+            changes.append(_unlock(node.accounts[user.name], user))
         changes += _plan_account(node, user)
         changes += _plan_membership(node, user, managed)
         home = home_of(node, user)
@@ -251,6 +288,27 @@ def _plan_account(node: Node, user: User) -> list[Change]:
     if account.no_password_yet:
         changes.append(_run(subject, "keys are accepted, no password", "usermod", "--password", "*", user.name))
     return changes
+
+
+def _plan_lock(node: Node, user: User) -> list[Change]:
+    """Take every way in from somebody, and end the logins that are open; jobs are Slurm's affair."""
+    account = node.accounts[user.name]
+    keys = plan_file(keys_path(node, user), node.keys.get(user.name), None)
+    changes = [replace(change, step=("keys", user.name)) for change in keys]
+    if not account.locked:
+        argv = ("usermod", "--lock", "--expiredate", "1", user.name)
+        changes.insert(0, _run(f"user {user.name}", "locked and expired", *argv))
+    if account.sessions:
+        summary = f"{account.sessions} open login{'s' if account.sessions > 1 else ''} ended"
+        step = ("run", "loginctl", "terminate-user", user.name)
+        changes.append(Change(f"user {user.name}", summary, "restart", step=step))
+    return changes
+
+
+def _unlock(account: Account, user: User) -> Change:
+    """Undo a lock; usermod refuses to leave an account with no password at all, which ours have as ``*``."""
+    password = ("--password", "*") if account.no_password_yet else ("--unlock",)
+    return _run(f"user {user.name}", "unlocked", "usermod", *password, "--expiredate", "", user.name)
 
 
 def _plan_membership(node: Node, user: User, managed: set[str]) -> list[Change]:

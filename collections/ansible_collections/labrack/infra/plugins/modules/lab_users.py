@@ -68,9 +68,11 @@ options:
         type: str
       state:
         description:
-          - That the account shall exist.
+          - V(present), an account to work with; V(locked), for somebody who left. Locked means that the password is
+            locked, the account expired, its authorized keys and sudo are gone and its open logins are ended. Account,
+            home and files stay, and V(present) opens it again. An account that is not there is not made.
         type: str
-        choices: [present]
+        choices: [present, locked]
         default: present
   groups:
     description:
@@ -163,7 +165,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "comment": {"type": "str"},
             "sudo": {"type": "bool", "default": False},
             "account": {"type": "str"},
-            "state": {"type": "str", "choices": ["present"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "locked"], "default": "present"},
         },
     },
     "groups": {
@@ -194,13 +196,22 @@ def observe(registry: Registry) -> Node:
     users = {entry.pw_name: entry for entry in (*pwd.getpwall(), *by_name, *by_uid)}
     teams = (*grp.getgrall(), *_found(grp.getgrnam, named), *_found(grp.getgrgid, named.values()))
     groups = {entry.gr_name: Group(entry.gr_gid, frozenset(entry.gr_mem)) for entry in teams}
-    hashes = dict(line.split(":")[:2] for line in (node_io.read_text(SHADOW) or "").splitlines() if ":" in line)
-    accounts = {
-        name: Account(
-            user.pw_uid, user.pw_gid, user.pw_dir, user.pw_gecos, hashes.get(name) in users_plan.NO_PASSWORD_YET
+    lines = (line.split(":") for line in (node_io.read_text(SHADOW) or "").splitlines())
+    shadow = {fields[0]: fields for fields in lines if len(fields) > 7}
+    leaving = {person.name for person in people if person.locked}
+    sessions = open_sessions() if leaving else {}
+    accounts = {}
+    for name, user in users.items():
+        _name, password, *_ages, expires, _rest = shadow.get(name) or ["", "", "", "", "", "", "", "", ""]
+        accounts[name] = Account(
+            user.pw_uid,
+            user.pw_gid,
+            user.pw_dir,
+            user.pw_gecos,
+            password in users_plan.NO_PASSWORD_YET,
+            password.startswith("!") and expires == "1",
+            sessions.get(name, 0) if name in leaving else 0,
         )
-        for name, user in users.items()
-    }
     node = Node(accounts, groups)
     homes = {home: os.stat(home).st_uid for user in people if os.path.isdir(home := users_plan.home_of(node, user))}
     keys = {}
@@ -213,6 +224,13 @@ def observe(registry: Registry) -> Node:
                 keys[person.name] = state
     sudoers = node_io.observe_file(users_plan.SUDOERS)
     return Node(accounts, groups, homes, keys, sudoers, node_io.observe_file(users_plan.RECORD))
+
+
+def open_sessions() -> dict[str, int]:
+    """Return how many logins each user has open, as ``loginctl`` counts them; none where there is no logind."""
+    listed = node_io.run(["loginctl", "list-sessions", "--no-legend", "--no-pager"])
+    owners = [line.split()[2] for line in listed.out.splitlines() if len(line.split()) > 2]
+    return {owner: owners.count(owner) for owner in owners}
 
 
 def _found(ask: Callable[[Key], Entry], keys: Iterable[Key]) -> Iterator[Entry]:
