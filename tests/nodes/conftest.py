@@ -44,6 +44,7 @@ ORDER = (
     "test_driver_and_jobs",
     "test_dkms",
     "test_policy_check",
+    "test_headscale_config",
     "test_tailnet",
     "test_molecule",
 )

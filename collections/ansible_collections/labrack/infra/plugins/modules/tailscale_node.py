@@ -503,7 +503,11 @@ class Node:
             self._run([program(), "up"], "tailscale up")
             settle()
         elif verb == "logout":
-            self._run([program(), "logout"], "tailscale logout")
+            done = node_io.run([program(), "logout"])
+            if done.rc:
+                # a control server that is gone for good must not keep the node from being cleaned
+                words = (done.err or done.out).strip()
+                self.module.warn(f"the control server was not told that this node leaves; delete it there: {words}")
         elif verb == "purge":
             self._purge()
         elif verb == "unpack":
