@@ -17,7 +17,9 @@ from ansible_collections.labrack.infra.plugins.module_utils import headscale_pla
 from ansible_collections.labrack.infra.plugins.modules.headscale import ARGUMENT_SPEC
 from tests.tailnet import binaries
 
-CHOICES = itertools.product(("certificate", "acme", "none"), ("embedded", "tailscale", "both"), ([], ["192.168.1.1"]))
+CHOICES = list(
+    itertools.product(("certificate", "acme", "none"), ("embedded", "tailscale", "both"), ([], ["192.168.1.1"]))
+)
 
 
 @pytest.fixture(scope="module")
