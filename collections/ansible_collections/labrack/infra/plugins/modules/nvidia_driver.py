@@ -225,11 +225,8 @@ class Driver:
             record=Record.read(record.text if record else None),
         )
         self.wanted = self.want(seen)
-        return seen if not self.wanted.source or self.rpm else self._with_source(seen)
-
-    def _with_source(self, seen: Observed) -> Observed:
-        assert self.wanted.source
-        return replace(seen, source=apt_source.observe_source(self.wanted.source))
+        source = driver_plan.SOURCE if not self.wanted.present else self.wanted.source
+        return replace(seen, source=apt_source.observe_source(source)) if source and not self.rpm else seen
 
     def machine(self, seen: Observed) -> Machine:
         """Return the machine as :func:`driver_choice.choose` wants it."""
