@@ -336,6 +336,8 @@ def _undo(observed: Observed) -> list[Change]:
     brought = [name for name in record.brought if name in observed.packages]
     if observed.files.get(POWER_UNIT) is not None:
         changes.append(Change(f"service {POWER}", "stopped and disabled", step=("disable", POWER)))
+    if PERSISTENCE in brought and observed.services.get(PERSISTENCE, ServiceState()).enabled:
+        changes.append(Change(f"service {PERSISTENCE}", "stopped and disabled", step=("disable", PERSISTENCE)))
     if brought:
         disruption = "drain" if observed.in_use else "restart"
         changes.append(Change("packages", f"purged: {' '.join(brought)}", disruption, step=("purge", *brought)))
