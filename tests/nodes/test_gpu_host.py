@@ -182,6 +182,9 @@ def test_upgrade_by_a_colleague_changes_nothing_of_ours(lab: GpuLab, first: dict
     lab.closet.root(DESK, "DEBIAN_FRONTEND=noninteractive apt-get -q -y dist-upgrade")
     changed = set(lab.versions().splitlines()) ^ set(before.splitlines())
     assert not [line for line in changed if "nvidia" in line or "cuda" in line]
+    # what the nightly job reads
+    nightly = lab.closet.root(DESK, "apt-config dump Unattended-Upgrade::Package-Blacklist")
+    assert 'Unattended-Upgrade::Package-Blacklist:: "^nvidia-";' in nightly
 
 
 def test_hold_that_a_colleague_lifts_is_found_and_set_again(lab: GpuLab, first: dict[str, Run]) -> None:
@@ -285,6 +288,7 @@ def test_build_that_fails_brings_the_driver_before_back(lab: GpuLab, first: dict
     assert "nv-pci.c:237: error: too few arguments" in failed.messages
     assert "The packages are as they were before." in failed.messages
     assert lab.versions() == before
+    assert "Pin: version /^([0-9]+:)?570" in lab.closet.root(DESK, "cat /etc/apt/preferences.d/labrack-nvidia-driver")
     assert lab.closet.root(DESK, "nvidia-smi -L").count("NVIDIA RTX A6000") == 2
 
 

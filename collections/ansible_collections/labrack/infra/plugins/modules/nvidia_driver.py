@@ -366,6 +366,11 @@ class Driver:
                 outcome = self.tools.change(self.wanted.choice, self.wanted.names, self.wanted.source, self.kernel)
         except apt_source.SourceError:
             self.tools.hold(held, True)
+            pins = seen.files.get(driver_plan.PREFERENCES)
+            if pins:
+                node_io.write_file(driver_plan.PREFERENCES, pins)
+            else:
+                node_io.remove_file(driver_plan.PREFERENCES)
             raise
         now = Observed(packages=self.tools.observe())
         to_hold = driver_plan.to_hold(now, self.wanted) if self.wanted.hold else []
