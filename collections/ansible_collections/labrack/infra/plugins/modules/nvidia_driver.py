@@ -317,6 +317,8 @@ class Driver:
 
     def apply(self, changes: list[Change], seen: Observed) -> None:
         """Make the changes (SourceError, ServiceError, Refused or OSError when the node refuses)."""
+        if any(change.step[0] in ("driver", "rollback") for change in changes):
+            self._refuse_busy()
         for change in changes:
             verb, *words = change.step
             source = self.wanted.source
@@ -351,12 +353,14 @@ class Driver:
         if not self.wanted.present:
             node_io.remove_file(driver_plan.RECORD)
 
-    def _change_driver(self, verb: str, seen: Observed) -> None:
+    def _refuse_busy(self) -> None:
         busy = [f"{one['name']} ({one['pid']})" for gpu in self.facts["gpus"] for one in gpu["processes"]]
         if busy:
             raise Refused(
                 f"{', '.join(busy)} still use the cards; nothing was changed. Mend: wait for them to end, or end them"
             )
+
+    def _change_driver(self, verb: str, seen: Observed) -> None:
         held = sorted(name for name, one in seen.packages.items() if one.held)
         self.tools.hold(held, False)
         try:
