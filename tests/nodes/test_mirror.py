@@ -17,7 +17,7 @@ from labrack.testnode.node import LabSpec, Node, NodeSpec
 from tests.mirror import build, catalogue, serve
 from tests.mirror.serve import Fault, Mirror
 from tests.nodes.conftest import LAB, SYSTEM
-from tests.nodes.harness import ROOT
+from tests.nodes.harness import ROOT, until
 
 NAME = f"{LAB}-mirror"
 CUDA = f"{catalogue.CUDA_ROOT}/{SYSTEM}/{catalogue.CUDA_ARCHITECTURES[build.debian_architecture()]}/"
@@ -102,7 +102,8 @@ def test_loaded_module_outlives_an_upgrade_but_no_reboot(machine: Node, mirror: 
         "Failed to initialize NVML: Driver/library version mismatch",
     )
     docker("restart", machine.container)
-    sh(machine, "systemctl is-system-running --wait")
+    # at first there is no systemd yet that could be asked to wait
+    until("the node is up", lambda: sh(machine, "systemctl is-system-running").stdout, lambda said: said == "running\n")
     assert "595.91.07" in sh(machine, "nvidia-smi --query-gpu=driver_version --format=csv").stdout
     assert sh(machine, "rmmod nvidia && nvidia-smi").returncode == 9
     assert sh(machine, "cat /run/labrack-testnode/sys/bus/pci/devices/0000:07:00.0/device").stdout == "0x2230\n"

@@ -55,7 +55,7 @@ def test_only_named_users_are_in_the_docker_group(machine: Host) -> None:
 @pytest.mark.parametrize("path", ["/data", "/checkpoints"])
 def test_directories_belong_to_the_team(machine: Host, path: str) -> None:
     directory = machine.file(path)
-    assert (directory.is_directory, directory.group, oct(directory.mode)) == (True, "team", "0o2775")
+    assert (directory.is_directory, directory.group, oct(directory.mode)) == (True, "vision", "0o2775")
 
 
 def test_check_mode_predicts_nothing(nodes: Any) -> None:

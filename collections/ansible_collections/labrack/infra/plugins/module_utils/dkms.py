@@ -17,9 +17,9 @@ from ansible_collections.labrack.infra.plugins.module_utils.node_io import Done,
 
 TREE = Path("/var/lib/dkms")
 #: Lines of a build log that tell the cause: the compiler's, make's and DKMS's own words.
-_CAUSE = re.compile(
-    r"\berror\b[: ]|\bfatal error\b|No such file or directory|cannot find|Error! |undefined!", re.IGNORECASE
-)
+_CAUSE = re.compile(r"(?:^|: )(?:fatal )?error: |^Error! |undefined!|: No such file or directory|: cannot find ")
+#: Characters of one such line that are told.
+_LINE = 160
 
 Runner = Callable[[list[str]], Done]
 
@@ -71,7 +71,7 @@ def cause(module: str = "*", tree: Path = TREE, lines: int = 4) -> str:
     logs = sorted(tree.glob(f"{module}/*/build/make.log"), key=lambda path: path.stat().st_mtime, reverse=True)
     for log in logs:
         text = read_text(log) or ""
-        found = [line.strip() for line in text.splitlines() if _CAUSE.search(line)]
+        found = [line.strip()[:_LINE] for line in text.splitlines() if _CAUSE.search(line)]
         if found:
             return f"{log}: " + " | ".join(dict.fromkeys(found[:lines]))[:500]
         last = text.strip().splitlines()[-1:]

@@ -152,7 +152,8 @@ def machine_from_facts(facts: Mapping[str, Any], ours: bool = False, signed_only
         installed=nvidia.get("library") or nvidia.get("driver"),
         installed_flavour=nvidia.get("flavour_on_disk") or nvidia.get("flavour"),
         ours=ours,
-        works=nvidia["state"] in ("ok", "lost"),
+        # one that only waits for a restart works as well
+        works=nvidia["state"] in ("ok", "lost", "mismatch"),
         nvswitch=bool(nvidia.get("nvswitch")),
         signed_only=signed_only,
         container=bool(facts["container"]),

@@ -39,6 +39,8 @@ MODPROBE_TEXT = HEADER + "blacklist nouveau\noptions nouveau modeset=0\n"
 #: dpkg's states of a package that was not installed to its end
 BROKEN = ("unpacked", "half-configured", "half-installed", "triggers-awaited", "triggers-pending")
 
+#: NVIDIA's repository by its files alone, for the way back.
+SOURCE = Source("labrack-nvidia", "", "", ())
 PERSISTENCE, FABRIC, POWER = "nvidia-persistenced", "nvidia-fabricmanager", "labrack-gpu-power"
 SUBJECT, MODULE = "NVIDIA driver", "kernel module nvidia"
 
@@ -334,11 +336,14 @@ def _undo(observed: Observed) -> list[Change]:
     brought = [name for name in record.brought if name in observed.packages]
     if observed.files.get(POWER_UNIT) is not None:
         changes.append(Change(f"service {POWER}", "stopped and disabled", step=("disable", POWER)))
+    if PERSISTENCE in brought and observed.services.get(PERSISTENCE, ServiceState()).enabled:
+        changes.append(Change(f"service {PERSISTENCE}", "stopped and disabled", step=("disable", PERSISTENCE)))
     if brought:
         disruption = "drain" if observed.in_use else "restart"
         changes.append(Change("packages", f"purged: {' '.join(brought)}", disruption, step=("purge", *brought)))
     for path in sorted(path for path, file in observed.files.items() if file is not None):
         changes += plan_file(path, observed.files[path], None)
+    changes += plan_source(observed.source, SOURCE, present=False)
     if observed.files.get(MODPROBE) is not None:
         changes.append(Change("initramfs", "rebuilt with nouveau", step=("initramfs",)))
     return changes

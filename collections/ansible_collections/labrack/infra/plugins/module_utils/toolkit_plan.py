@@ -636,7 +636,8 @@ def _plan_absent(observed: Observed, wanted: Wanted) -> list[Change]:
     config, _remembered = wanted_config(observed, wanted)
     toolkit = tuple(name for name in record.toolkit if name in observed.packages)
     docker = tuple(name for name in (*record.docker, *record.along) if name in observed.packages)
-    changes += plan_file(CONFIG, observed.config, config)
+    # the packages make it when they are installed, and forget it when they are purged
+    changes += plan_file(CONFIG, observed.config, None if toolkit else config)
     daemon, _marks = wanted_daemon(observed, wanted)
     changes += plan_file(DAEMON_JSON, observed.daemon, daemon)
     waiting = leaving_record(observed, wanted)

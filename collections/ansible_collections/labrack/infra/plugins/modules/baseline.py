@@ -143,6 +143,12 @@ options:
       - The lab's own orchestrator, whose daemons break nothing.
     type: str
     default: none
+  admins:
+    description:
+      - Users who are told at login what breaks the golden rule, besides those whom sudoers name.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -208,6 +214,7 @@ from ansible_collections.labrack.infra.plugins.module_utils import (
     hosts_file,
     node_io,
     python_observe,
+    users_plan,
     uv_wheel,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.baseline_plan import (
@@ -259,6 +266,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "uv_cache": {"type": "str", "default": ""},
     "facts": {"type": "dict", "default": {}},
     "orchestrator": {"type": "str", "default": "none"},
+    "admins": {"type": "list", "elements": "str", "default": []},
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
 
@@ -344,10 +352,16 @@ def observe(wanted: Wanted) -> Observed:
     )
 
 
-def observe_python(python: host_python_plan.Wanted, facts: dict[str, Any], notice: str) -> host_python_plan.Observed:
-    """Read what concerns the host's Python; ``facts`` are those of the module ``node_facts``."""
+def observe_python(
+    python: host_python_plan.Wanted, facts: dict[str, Any], notice: str, admins: list[str]
+) -> host_python_plan.Observed:
+    """Read what concerns the host's Python; ``facts`` are those of the module ``node_facts``.
+
+    ``admins`` are the inventory's, whose own file among sudoers' may be of the run before.
+    """
     marker = python_observe.marker(ROOT)
-    sudoers = [Path("/etc/sudoers"), *sorted(Path("/etc/sudoers.d").glob("*"))]
+    others = (path for path in sorted(Path("/etc/sudoers.d").glob("*")) if str(path) != users_plan.SUDOERS)
+    found = host_python_plan.read_admins([node_io.read_text(path) or "" for path in (Path("/etc/sudoers"), *others)])
     mounts = python_observe.read_mounts(ROOT)
     return host_python_plan.Observed(
         marker=marker,
@@ -358,7 +372,7 @@ def observe_python(python: host_python_plan.Wanted, facts: dict[str, Any], notic
         programs=uv_wheel.observe_programs(),
         login=node_io.observe_file(host_python_plan.LOGIN),
         notice=node_io.observe_file(host_python_plan.NOTICE),
-        admins=host_python_plan.read_admins([node_io.read_text(path) or "" for path in sudoers]),
+        admins=tuple(sorted({*found, *admins})),
         copies=python_observe.mount_of(mounts, python.cache or "/") != python_observe.mount_of(mounts, "/home"),
         notice_text=notice,
     )
@@ -468,7 +482,7 @@ def main() -> None:
 
     def look() -> Node:
         nonlocal seen, wanted
-        seen = Node(observe(base), observe_python(python, params["facts"], notice))
+        seen = Node(observe(base), observe_python(python, params["facts"], notice, params["admins"]))
         wanted = replace(base, files=host_python_plan.ours(seen.python, python, seen.recorded))
         if not wanted.present and seen.base.record:
             unneeded.extend(Record.read(seen.base.record.text).packages)

@@ -356,6 +356,10 @@ class Node:
             apt_source.apply_source(self._source(name[0]), replace(change, step=(verb, path)))
         elif verb == "remove":
             node_io.remove_file(path)
+            if path == CONFIG:
+                # no package has this directory
+                with contextlib.suppress(OSError):
+                    os.rmdir(os.path.dirname(path))
         elif path == RECORD:
             plan = toolkit_plan.wanted_record if self.wanted.present else toolkit_plan.leaving_record
             self._remember(plan(self.seen, self.wanted))

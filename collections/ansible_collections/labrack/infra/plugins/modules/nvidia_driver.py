@@ -225,11 +225,8 @@ class Driver:
             record=Record.read(record.text if record else None),
         )
         self.wanted = self.want(seen)
-        return seen if not self.wanted.source or self.rpm else self._with_source(seen)
-
-    def _with_source(self, seen: Observed) -> Observed:
-        assert self.wanted.source
-        return replace(seen, source=apt_source.observe_source(self.wanted.source))
+        source = driver_plan.SOURCE if not self.wanted.present else self.wanted.source
+        return replace(seen, source=apt_source.observe_source(source)) if source and not self.rpm else seen
 
     def machine(self, seen: Observed) -> Machine:
         """Return the machine as :func:`driver_choice.choose` wants it."""
@@ -320,6 +317,8 @@ class Driver:
 
     def apply(self, changes: list[Change], seen: Observed) -> None:
         """Make the changes (SourceError, ServiceError, Refused or OSError when the node refuses)."""
+        if any(change.step[0] in ("driver", "rollback") for change in changes):
+            self._refuse_busy()
         for change in changes:
             verb, *words = change.step
             source = self.wanted.source
@@ -354,12 +353,14 @@ class Driver:
         if not self.wanted.present:
             node_io.remove_file(driver_plan.RECORD)
 
-    def _change_driver(self, verb: str, seen: Observed) -> None:
+    def _refuse_busy(self) -> None:
         busy = [f"{one['name']} ({one['pid']})" for gpu in self.facts["gpus"] for one in gpu["processes"]]
         if busy:
             raise Refused(
                 f"{', '.join(busy)} still use the cards; nothing was changed. Mend: wait for them to end, or end them"
             )
+
+    def _change_driver(self, verb: str, seen: Observed) -> None:
         held = sorted(name for name, one in seen.packages.items() if one.held)
         self.tools.hold(held, False)
         try:
@@ -369,6 +370,11 @@ class Driver:
                 outcome = self.tools.change(self.wanted.choice, self.wanted.names, self.wanted.source, self.kernel)
         except apt_source.SourceError:
             self.tools.hold(held, True)
+            pins = seen.files.get(driver_plan.PREFERENCES)
+            if pins:
+                node_io.write_file(driver_plan.PREFERENCES, pins)
+            else:
+                node_io.remove_file(driver_plan.PREFERENCES)
             raise
         now = Observed(packages=self.tools.observe())
         to_hold = driver_plan.to_hold(now, self.wanted) if self.wanted.hold else []
