@@ -239,6 +239,7 @@ class Machine:
                 observe_file=files.get,
                 write_file=files.__setitem__,
                 remove_file=lambda path: files.pop(path, None),
+                remove_empty=lambda _path: None,
                 **read,
             )
             apt = SimpleNamespace(

@@ -156,3 +156,9 @@ def remove_file(path: str | Path) -> None:
     """Remove a file; nothing when there is none."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def remove_empty(path: str | Path) -> None:
+    """Remove a directory in which nothing is; nothing when there is none, or something in it."""
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
