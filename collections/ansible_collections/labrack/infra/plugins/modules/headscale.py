@@ -328,6 +328,8 @@ class Host:
             self._remove(rest[0])
         elif verb == "remove":
             remove_file(rest[0])
+            if rest[0] == planner.KEYS:
+                os.rmdir(os.path.dirname(planner.KEYS))
             if rest[0] == planner.UNIT:
                 daemon_reload()
         elif verb in ("add-user", "make-key", "drop-key"):
