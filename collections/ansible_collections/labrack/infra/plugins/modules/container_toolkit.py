@@ -358,7 +358,7 @@ class Node:
             node_io.remove_file(path)
             if path == CONFIG:
                 # no package has this directory
-                node_io.remove_empty(os.path.dirname(path))
+                node_io.remove_empty(CONFIG.rpartition("/")[0])
         elif path == RECORD:
             plan = toolkit_plan.wanted_record if self.wanted.present else toolkit_plan.leaving_record
             self._remember(plan(self.seen, self.wanted))
