@@ -176,6 +176,12 @@ def test_expired_machine_is_refused_without_a_key_and_joins_with_one(joined: Tai
 
 def test_silent_control_server_breaks_nothing(joined: TailnetLab) -> None:
     ping = f"ping -c 2 -W 5 {joined.address('desk')}"
+    # the relay goes with the server; a direct path does not
+    until(
+        "a direct path",
+        lambda: joined.closet.root("admin", f"tailscale ping -c 3 {joined.address('desk')}", False),
+        lambda seen: "via 1" in seen,
+    )
     joined.closet.root("head", "systemctl stop headscale")
     try:
         assert joined.closet.play("labrack.infra.closet", "--limit", "admin").changed == {"admin": 0}

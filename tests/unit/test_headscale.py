@@ -109,7 +109,7 @@ def applied(state: Observed, wanted: Wanted) -> Observed:
         elif verb == "drop-key":
             del stored[rest[0]]
     live = frozenset(key.number for key in stored.values())
-    return Observed(versions, files, {}, service, has_user, users, live, stored)
+    return Observed(versions, files, {}, service, has_user, True, users, live, stored)
 
 
 EMPTY = Observed(versions={"package": "", "binary": ""}, files=dict(SOURCES))
@@ -242,6 +242,12 @@ def test_keys_over_time(keys: list[dict[str, Any]], live: bool, said: str) -> No
 def test_keys_are_not_judged_while_the_server_is_silent() -> None:
     state, wanted = converged(preauth_keys=[KEY], users=[{"name": "ada"}])
     assert planner.plan(replace(state, live=None), wanted) == []
+
+
+def test_stopped_server_is_started_and_its_users_stay() -> None:
+    state, wanted = converged(preauth_keys=[KEY], users=[{"name": "ada"}])
+    stopped = replace(state, users=None, live=None, service=replace(state.service, active=False, since=0.0))
+    assert subjects(stopped, wanted) == [("service headscale", "restart")]
 
 
 def test_file_of_keys_is_read_as_written() -> None:

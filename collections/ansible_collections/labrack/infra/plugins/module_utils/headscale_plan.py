@@ -152,6 +152,7 @@ class Observed:
     written: Mapping[str, float] = field(default_factory=dict)
     service: ServiceState = field(default_factory=ServiceState)
     has_user: bool = False
+    has_database: bool = False
     users: Mapping[str, str] | None = None
     live: frozenset[str] | None = None
     stored: Mapping[str, StoredKey] = field(default_factory=dict)
@@ -415,7 +416,7 @@ def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
         changes.append(
             Change("service headscale", "reloaded: its policy changed", "reload", step=("reload", "headscale"))
         )
-    return changes + _plan_people(state, wanted)
+    return changes + plan_people(state, wanted)
 
 
 def _plan_tls(state: Observed, wanted: Wanted) -> list[Change]:
@@ -443,12 +444,13 @@ def _plan_policy(state: Observed, wanted: Wanted) -> list[Change]:
     return []
 
 
-def _plan_people(state: Observed, wanted: Wanted) -> list[Change]:
+def plan_people(state: Observed, wanted: Wanted) -> list[Change]:
     """Plan users and keys. Users that the inventory no longer has stay: nodes are theirs."""
     changes = []
-    users = state.users or {}
+    # a server that is silent with a database of its own has its users; they are looked at once it runs
+    users = state.users if state.users is not None or not state.has_database else dict(wanted.users)
     for name, email in wanted.users:
-        if name not in users:
+        if name not in (users or {}):
             changes.append(Change(f"headscale user {name}", "created", step=("add-user", name, email)))
     for wish in wanted.keys:
         key = state.stored.get(wish.name)

@@ -287,7 +287,8 @@ class Host:
             users, live = read_users(program), read_live_keys(program)
         keys = files[planner.KEYS]
         stored = planner.read_keys(keys.text if keys else None)
-        self.seen = Observed(versions, files, written, service, has_user(), users, live, stored)
+        database = os.path.exists(f"{planner.DATA}/db.sqlite")
+        self.seen = Observed(versions, files, written, service, has_user(), database, users, live, stored)
         return self.seen
 
     def _version(self, kind: str) -> str:
@@ -303,6 +304,7 @@ class Host:
     def apply(self, changes: list[Change]) -> None:
         """Make the changes in order; what can be found wrong is found before the first."""
         steps = [change.step for change in changes]
+        silent = self.seen.users is None and self.seen.has_database and self.wanted.present
         with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
             artifact = self._fetch(Path(folder)) if ("install",) in steps else None
             program = self._unpack(artifact, Path(folder)) if artifact else self.wanted.program
@@ -312,6 +314,11 @@ class Host:
                 check_policy(program, self.wanted, Path(folder))
             for change in changes:
                 self._make(change.step, artifact)
+        if silent:
+            # what could not be asked before
+            self._await()
+            for change in planner.plan_people(self.look(), self.wanted):
+                self._make(change.step, None)
 
     def _make(self, step: tuple[str, ...], artifact: Path | None) -> None:
         verb, rest = step[0], step[1:]
