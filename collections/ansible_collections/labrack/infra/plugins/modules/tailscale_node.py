@@ -165,14 +165,15 @@ import re
 import shlex
 import shutil
 import ssl
-import subprocess
 import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -374,25 +375,24 @@ def server_problem(url: str) -> str:
     return ""
 
 
+def passes(size: int, peer: str) -> bool:
+    """Return whether a packet of ``size`` bytes comes to a peer unbroken."""
+    options = ["-n", "-q", "-c", "2", "-i", "0.2", "-W", "2", "-M", "do", "-s", str(size - HEADERS)]
+    return node_io.run(["ping", *options, peer], timeout=20.0).rc == 0
+
+
 def measure(peers: Sequence[str]) -> dict[str, int]:
     """Return by peer the biggest packet in bytes that comes through unbroken, 0 for none; all peers at the same time.
 
     ping(8) with the DF bit; sizes are those of :data:`SIZES`.
     """
-    found = {}
+    found: dict[str, int] = {}
     left = [peer for peer in peers if peer]
-    for size in SIZES:
-        running = {
-            peer: subprocess.Popen(
-                ["ping", "-n", "-q", "-c", "2", "-i", "0.2", "-W", "2", "-M", "do", "-s", str(size - HEADERS), peer],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for peer in left
-        }
-        found.update({peer: size for peer, process in running.items() if process.wait() == 0})
-        left = [peer for peer in left if peer not in found]
+    with ThreadPoolExecutor(max_workers=max(len(left), 1)) as pool:
+        for size in SIZES:
+            through = list(pool.map(partial(passes, size), left))
+            found.update({peer: size for peer, came in zip(left, through) if came})
+            left = [peer for peer in left if peer not in found]
     return {**found, **dict.fromkeys(left, 0)}
 
 
