@@ -49,12 +49,7 @@ class Outcome:
 
 def observe(runner: Runner = run) -> dict[str, Package]:
     """Return the driver's packages and the kernel metapackages, by one call of dpkg-query."""
-    found = {}
-    for line in runner(["dpkg-query", "-W", "-f", _LAYOUT]).out.splitlines():
-        fields = line.split("\t")
-        if len(fields) == 4 and fields[3] in ("installed", *BROKEN) and _counts(fields[0]):
-            found[fields[0]] = Package(fields[1], fields[3], fields[2] == "hold")
-    return found
+    return {name: package for name, package in _present(runner).items() if _counts(name)}
 
 
 def _counts(name: str) -> bool:
@@ -63,9 +58,13 @@ def _counts(name: str) -> bool:
 
 def installed(runner: Runner = run) -> dict[str, str]:
     """Return every installed package with its version, broken ones included."""
-    text = runner(["dpkg-query", "-W", "-f", _LAYOUT]).out
-    rows = [line.split("\t") for line in text.splitlines()]
-    return {row[0]: row[1] for row in rows if len(row) == 4 and row[3] in ("installed", *BROKEN)}
+    return {name: package.version for name, package in _present(runner).items()}
+
+
+def _present(runner: Runner) -> dict[str, Package]:
+    rows = [line.split("\t") for line in runner(["dpkg-query", "-W", "-f", _LAYOUT]).out.splitlines()]
+    wanted = ("installed", *BROKEN)
+    return {row[0]: Package(row[1], row[3], row[2] == "hold") for row in rows if len(row) == 4 and row[3] in wanted}
 
 
 def available(package: str, runner: Runner = run) -> list[str]:

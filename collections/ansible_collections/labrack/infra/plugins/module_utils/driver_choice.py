@@ -118,7 +118,6 @@ class Machine:
     works: bool = False
     nvswitch: bool = False
     signed_only: bool = False
-    container: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,6 @@ def machine_from_facts(facts: Mapping[str, Any], ours: bool = False, signed_only
         works=nvidia["state"] in ("ok", "lost", "mismatch"),
         nvswitch=bool(nvidia.get("nvswitch")),
         signed_only=signed_only,
-        container=bool(facts["container"]),
     )
 
 
