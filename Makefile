@@ -27,13 +27,13 @@ test: test-fast test-package test-nodes ## everything; at most 40 minutes on two
 test-fast: lint test-unit ## without containers; at most 2 minutes
 
 test-unit: $(READY)
-	$(PYTEST) tests/unit --junitxml=$(JUNIT)/unit.xml
+	$(PYTEST) -n 2 tests/unit --junitxml=$(JUNIT)/unit.xml
 
 test-package: $(READY) ## build, install and run wheel and tarball
 	$(PYTEST) tests/package -v --junitxml=$(JUNIT)/package.xml
 
 test-nodes: $(READY) ## on nodes in containers; LABRACK_NODE_SYSTEM=debian12 picks their system
-	$(PYTEST) tests/nodes -v --junitxml=$(JUNIT)/nodes.xml
+	$(PYTEST) -n 2 --dist loadscope tests/nodes -v --junitxml=$(JUNIT)/nodes.xml
 
 test-gpu: $(READY) ## on a machine with NVIDIA GPUs: facts and health check against them; no part of test
 	$(PYTEST) tests/gpu -v --junitxml=$(JUNIT)/gpu.xml

@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """One closet for all tests of this directory: head, node1 with two cards, node2 with four, converged once.
 
-LABRACK_NODE_SYSTEM picks the nodes' system. LABRACK_TEST_LAB names the lab, so that two checkouts can be tested at a
-time. With LABRACK_KEEP_LAB=1 the lab stays, for a look at it, and the next session takes it as it is.
+Two workers share the files: one has the closet's, the other those that make labs of their own. With ``-n 0`` one
+process runs all. LABRACK_NODE_SYSTEM picks the nodes' system. LABRACK_TEST_LAB names the lab, so that two checkouts can
+be tested at a time. With LABRACK_KEEP_LAB=1 the lab stays, for a look at it, and the next session takes it as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from labrack.testnode import node
 from labrack.testnode.engine import ensure_engine
@@ -60,6 +62,20 @@ KEEP = os.environ.get("LABRACK_KEEP_LAB") == "1"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ORDER.index(item.path.stem))
+
+
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives the files that share the closet to one worker, each other file or molecule scenario to whoever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        stem = Path(nodeid.partition("::")[0]).stem
+        if stem == "test_molecule":
+            return nodeid.rpartition("-")[2]
+        return "closet" if ORDER.index(stem) <= ORDER.index("test_undo") else stem
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduler:
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 #: Takes one plain line of progress.
@@ -35,6 +38,16 @@ def docker(
     if check and result.returncode != 0:
         raise LabError(f"docker {argv[0]} failed ({result.returncode}): {last_lines(result.stderr or result.stdout)}")
     return result
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Wait until no other process of this user is in a block of that name."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "labrack"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def last_lines(text: str, count: int = 15) -> str:

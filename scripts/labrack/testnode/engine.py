@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .docker import LabError, Say, last_lines
+from .docker import LabError, Say, last_lines, one_at_a_time
 
 #: Where an engine that was started by hand writes.
 DOCKERD_LOG = Path("/var/log/labrack-dockerd.log")
@@ -134,17 +134,20 @@ def ensure_engine(say: Say, log: Path = DOCKERD_LOG) -> None:
     started without systemd. Raises :class:`EngineError` otherwise. An engine is never started beside a running one:
     the second would take the first one's bridge away.
     """
-    error = answers()
-    if error is None:
+    if answers() is None:
         return
-    plan = decide(observe(error))
-    if plan.install:
-        say("No Docker engine here: installing the distribution's (docker.io)")
-        _install()
-    if not _dockerd_runs():
-        say("Starting the Docker engine")
-        _start(plan.systemd, log)
-    _await(log)
+    with one_at_a_time("engine"):
+        error = answers()
+        if error is None:
+            return
+        plan = decide(observe(error))
+        if plan.install:
+            say("No Docker engine here: installing the distribution's (docker.io)")
+            _install()
+        if not _dockerd_runs():
+            say("Starting the Docker engine")
+            _start(plan.systemd, log)
+        _await(log)
 
 
 def apt_install(*packages: str) -> None:

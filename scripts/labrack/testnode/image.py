@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .docker import DATA, LabError, Say, docker, last_lines
+from .docker import DATA, LabError, Say, docker, last_lines, one_at_a_time
 from .engine import apt_install, os_release
 
 #: Seconds that a registry gets for a Debian base, before the mirror is used instead.
@@ -71,6 +71,13 @@ def ensure_image(system: str, say: Say) -> str:
     tag = f"labrack-node:{system}-{inputs_hash(system, mirrors)}"
     if _have(tag):
         return tag
+    with one_at_a_time("image"):
+        if not _have(tag):
+            _build(system, tag, mirrors, say)
+    return tag
+
+
+def _build(system: str, tag: str, mirrors: Mirrors, say: Say) -> None:
     started = time.monotonic()
     base = _base(system, mirrors, say)
     say(f"{system}: building the node image on {base}")
@@ -81,7 +88,6 @@ def ensure_image(system: str, say: Say) -> str:
     except LabError as error:
         raise ImageError(f"The image for {system} could not be built: {error}") from error
     say(f"{system}: node image built in {time.monotonic() - started:.0f} s")
-    return tag
 
 
 def inputs_hash(system: str, mirrors: Mirrors) -> str:
