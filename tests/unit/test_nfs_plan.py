@@ -253,6 +253,19 @@ def test_a_path_that_is_not_empty_is_not_hidden() -> None:
     assert nfs_plan.refusals(state, replace(LAB, directories=(replace(HOME, over=True), DATA, CHECKPOINTS))) == []
 
 
+def test_the_home_of_the_login_is_never_hidden() -> None:
+    state = replace(BARE, entries={"/home": ("admin",)}, login_home="/home/admin")
+    (reason,) = nfs_plan.refusals(state, replace(LAB, directories=(replace(HOME, over=True), DATA, CHECKPOINTS)))
+    assert "copy it to /srv/lab/home/admin first" in reason
+
+
+def test_a_directory_that_is_there_keeps_what_nothing_is_said_of() -> None:
+    there = replace(BARE, folders={**BARE.folders, "/srv/lab/data": Folder("0700", 7, 8)})
+    unsaid = frozenset((("/data", "mode"), ("/data", "owner")))
+    assert made(there, replace(LAB, unsaid=unsaid)).folders["/srv/lab/data"].rights() == "0700 7:3002"
+    assert made(wanted=replace(LAB, unsaid=unsaid)).folders["/srv/lab/data"].rights() == "2775 0:3002"
+
+
 def test_something_else_at_the_path_is_refused_and_an_fstab_line_is_left_alone() -> None:
     other = replace(BARE, filesystems={**BARE.filesystems, "/home": replace(DISK, mount="/home", device="/dev/sdc1")})
     assert "/dev/sdc1 is mounted at /home" in nfs_plan.refusals(other, LAB)[0]
@@ -507,6 +520,22 @@ def test_limits_are_reconciled(seen: dict[int, Usage], wanted: dict[int, Limit],
 
 
 # --- what the module reads ---
+
+
+def test_clients_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(name: str) -> str:
+        if name != "node1":
+            raise OSError(f"no {name}")
+        return "10.0.0.3"
+
+    monkeypatch.setattr(module.socket, "gethostbyname", resolve)
+    nodes = [
+        {"name": "n", "address": "10.0.0.2"},
+        {"name": "node1", "address": None},
+        {"name": "x", "address": "FE80::2"},
+    ]
+    nodes.append({"name": "gone", "address": None})
+    assert [one["address"] for one in module._resolved(nodes)] == ["10.0.0.2", "10.0.0.3", "fe80::2"]
 
 
 def test_addresses_of_clients() -> None:

@@ -129,7 +129,8 @@ class Wanted:
 
     ``directories`` are all of the lab. ``clients``: addresses or subnets that may mount what is here; none: no NFS.
     ``uids`` and ``gids``: the lab's numbers by name, which the host may not know yet. ``people``: the other way round.
-    ``installed``: packages that the role just added. ``grace``: seconds.
+    ``installed``: packages that the role just added. ``grace``: seconds. ``unsaid``: (path, "mode"|"owner"|"group") of
+    directories that keep theirs if they are there.
     """
 
     host: str
@@ -143,6 +144,7 @@ class Wanted:
     uids: Mapping[str, int] = field(default_factory=dict)
     gids: Mapping[str, int] = field(default_factory=dict)
     installed: tuple[str, ...] = ()
+    unsaid: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def people(self) -> Mapping[int, str]:
@@ -168,8 +170,9 @@ class Observed:
     sources, paths and projects that exist, ``obstacles``: what is there in their place. ``entries``: the
     names in a path that something is to be mounted over. ``same``: paths that show their source already. ``nfsd``:
     whether the kernel can serve NFS. ``exported``: (source, client) that it exports. ``versions``: what it serves.
-    ``masked``: units that can't be started. ``rpc_users``: why rpcbind must stay. ``foreign_exports``: sources in
-    others' exports.
+    ``masked``: units that can't be started. ``login_home``: the home of whom this run logs in as, if it is in a mount's
+    way and its source has no such home. ``rpc_users``: why rpcbind must stay. ``foreign_exports``: sources in others'
+    exports.
     """
 
     filesystems: Mapping[str, Filesystem] = field(default_factory=dict)
@@ -185,6 +188,7 @@ class Observed:
     exported: frozenset[tuple[str, str]] = frozenset()
     versions: frozenset[str] = frozenset()
     masked: frozenset[str] = frozenset()
+    login_home: str = ""
     rpc_users: tuple[str, ...] = ()
     foreign_exports: tuple[str, ...] = ()
 
@@ -332,6 +336,12 @@ def refusals(state: Observed, wanted: Wanted) -> list[str]:
                     f"{what} is mounted at {one.path}, where {one.source} belongs. Mend: umount it, and take it out "
                     "of /etc/fstab; or leave source out, so that it is served as it is"
                 )
+            elif state.login_home and inside(state.login_home, one.path) and one.path not in state.filesystems:
+                there = one.source.rstrip("/") + state.login_home[len(one.path.rstrip("/")) :]
+                found.append(
+                    f"{state.login_home} is the home of whom this run logs in as, and {one.source} would hide it with "
+                    f"its keys. Mend: copy it to {there} first"
+                )
             elif names and not one.over and one.path not in state.filesystems:
                 listed = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
                 found.append(
@@ -407,7 +417,7 @@ def _filesystem(state: Observed, wanted: Wanted, path: str) -> Filesystem:
 def sources(wanted: Wanted) -> list[str]:
     """Return every directory that the host is to have: sources, paths, projects at their source."""
     own = [path for one in wanted.own for path in (one.source, one.path)]
-    shared = [on_server(wanted.directories, project.path) for project in wanted.projects]
+    shared = [on_server(wanted.directories, project.path) for project in _projects(wanted, {})]
     return list(dict.fromkeys([*own, *shared]))
 
 
@@ -472,8 +482,13 @@ def _plan_folders(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> li
     changes = []
     for one in sorted(wanted.own, key=lambda one: one.source) if wanted.present else ():
         if one.path not in out:
-            uid, gid = wanted.uids.get(one.owner), wanted.gids.get(one.group)
-            changes += _plan_folder(state, one.source, one.mode, 0 if uid is None else uid, 0 if gid is None else gid)
+            mode, uid, gid = one.mode, wanted.uids.get(one.owner, 0), wanted.gids.get(one.group, 0)
+            found = state.folders.get(one.source)
+            if found is not None:
+                mode = found.mode if (one.path, "mode") in wanted.unsaid else mode
+                uid = found.uid if (one.path, "owner") in wanted.unsaid else uid
+                gid = found.gid if (one.path, "group") in wanted.unsaid else gid
+            changes += _plan_folder(state, one.source, mode, uid, gid)
     return changes
 
 

@@ -50,17 +50,14 @@ options:
         description: The host that has it.
         type: str
       mode:
-        description: Mode of the folder.
+        description: Mode of the folder; 0755 for a new one, unless set, and as it is for one that is there.
         type: str
-        default: "0755"
       owner:
-        description: Owner of the folder.
+        description: Owner of the folder; root for a new one, unless set, and as it is for one that is there.
         type: str
-        default: root
       group:
-        description: Group of the folder.
+        description: Group of the folder; root for a new one, unless set, and as it is for one that is there.
         type: str
-        default: root
       read_only:
         description: Whether others can only read.
         type: bool
@@ -221,11 +218,13 @@ packages:
 """
 
 import grp
+import ipaddress
 import os
 import pwd
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -265,9 +264,9 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "path": NAME,
             "source": {"type": "str"},
             "server": {"type": "str"},
-            "mode": {"type": "str", "default": "0755"},
-            "owner": {"type": "str", "default": "root"},
-            "group": {"type": "str", "default": "root"},
+            "mode": {"type": "str"},
+            "owner": {"type": "str"},
+            "group": {"type": "str"},
             "read_only": {"type": "bool", "default": False},
             "provided": {"type": "bool", "default": False},
             "filesystem": {"type": "str"},
@@ -368,6 +367,12 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
         uids=uids,
         gids=gids,
         installed=tuple(params["installed"]),
+        unsaid=frozenset(
+            (one["path"], key)
+            for one in params["directories"]
+            for key in ("mode", "owner", "group")
+            if not one.get(key)
+        ),
     )
 
 
@@ -389,15 +394,14 @@ def _number(name: str, kind: str, path: str) -> int:
 
 
 def _resolved(entries: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """Give the nodes that said nothing in this run the address that this host knows, from /etc/hosts or DNS."""
+    """Give every node an address in numbers: what this host makes of the names of those that said nothing else."""
     for entry in entries:
-        if entry["address"]:
-            yield entry
-            continue
+        address = entry["address"] or entry["name"]
         try:
-            yield {**entry, "address": socket.gethostbyname(entry["name"])}
-        except OSError:
-            continue
+            yield {**entry, "address": str(ipaddress.ip_address(address))}
+        except ValueError:
+            with suppress(OSError):
+                yield {**entry, "address": socket.gethostbyname(address)}
 
 
 # --- what is there ---------------------------------------------------------------------------------------------------
@@ -430,6 +434,7 @@ def observe(wanted: Wanted, limited: bool) -> Observed:
         kernel=os.uname().release,
         exported=read_etab(node_io.read_text("/var/lib/nfs/etab") or ""),
         versions=frozenset((node_io.read_text("/proc/fs/nfsd/versions") or "").split()),
+        login_home=_login_home(bound),
         masked=frozenset(unit for unit in nfs_plan.RPC_UNITS if _is_masked(unit)),
         rpc_users=rpc_users(filesystems.values()) if wanted.serving else (),
         foreign_exports=foreign_exports(),
@@ -483,6 +488,18 @@ def foreign_exports(root: Path = Path("/")) -> tuple[str, ...]:
         for line in (node_io.read_text(file) or "").splitlines()
     ]
     return tuple(line.split()[0] for line in lines if line.strip() and not re.match(r"\s*#", line))
+
+
+def _login_home(bound: Iterable[storage_layout.Directory]) -> str:
+    """The home of whom this run logs in as, if what would be mounted over it has none in its place."""
+    try:
+        home = pwd.getpwnam(os.environ.get("SUDO_USER", "")).pw_dir if os.environ.get("SUDO_USER") else ""
+    except KeyError:
+        home = ""
+    for one in bound:
+        if home and storage_layout.inside(home, one.path) and os.path.isdir(home):
+            return "" if os.path.isdir(storage_layout.on_server([one], home)) else home
+    return ""
 
 
 def _same(source: str, path: str) -> bool:
