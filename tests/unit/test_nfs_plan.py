@@ -163,6 +163,11 @@ def test_configuration_serves_one_version_alone() -> None:
     assert [nfs_plan.default_threads(cores) for cores in (1, 4, 64)] == [8, 16, 64]
 
 
+def test_one_missing_disk_keeps_no_server_from_starting() -> None:
+    lines = text(made(), nfs_plan.ORDER).splitlines()
+    assert lines[1:] == ["[Unit]", "Wants=srv-lab.mount", "After=srv-lab.mount"]
+
+
 def test_what_is_added_is_reloaded_and_what_is_taken_waits() -> None:
     state = made()
     more = replace(LAB, clients=("10.0.0.2", "10.0.0.3", "10.0.0.4"))

@@ -28,6 +28,9 @@ EXPORTS = "/etc/exports.d/labrack.exports"
 CONF = "/etc/nfs.conf.d/labrack.conf"
 RECORD = "/var/lib/labrack/nfs_server.json"
 UNITS = "/etc/systemd/system"
+#: In place of the file of the same name that nfs-utils' generator makes at boot (systemd/nfs-server-generator.c): by
+#: that, one disk that is missing would keep the server from serving the others.
+ORDER = f"{UNITS}/nfs-server.service.d/order-with-mounts.conf"
 HEADER = "# Written by labrack (role nfs_server).\n"
 SERVER = "nfs-server"
 #: What NFSv4.2 has no use for; nfs-common's dependencies bring and start it.
@@ -249,6 +252,12 @@ def conf_text(threads: int, grace: int) -> str:
     )
 
 
+def order_text(mounts: Iterable[str]) -> str:
+    """Return what makes the NFS server start after these mounts, and without those that fail."""
+    units = "".join(f"Wants={name}\nAfter={name}\n" for name in (unit_name(mount) for mount in sorted(set(mounts))))
+    return f"{HEADER}[Unit]\n{units}"
+
+
 def default_threads(cores: int) -> int:
     """Return how many threads serve on a machine with so many cores: 8 to 64, as most of them wait for the disk."""
     return min(max(8, 4 * cores), 64)
@@ -440,7 +449,8 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
     record = _plan_record(state.files.get(RECORD), first, "none")
     last = _plan_record(first.file(), final, "drain")
     if wanted.present:
-        # remembered before it is made, so that half a run can be undone too
+        # remembered before it is made, so that half a run can be undone too; rpcbind goes once the server has taken
+        # its leave of it, which would wait for a minute otherwise
         return [
             *record,
             *folders,
@@ -448,8 +458,8 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
             *projects,
             *limits,
             *configuration,
-            *masks,
             *exports,
+            *masks,
             *last,
         ]
     return [*exports, *configuration, *masks, *binds, *limits, *record, *last]
@@ -505,27 +515,29 @@ def _plan_folder(state: Observed, path: str, mode: str, uid: int, gid: int) -> l
 
 
 def _plan_binds(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> list[Change]:
+    """Plan the mounts of sources at their paths: all files first, so that systemd reads them once."""
+    files: list[Change] = []
+    enables: list[Change] = []
     changes: list[Change] = []
     bound = {one.path: one for one in wanted.own if _bound(one, state)} if wanted.present else {}
     for path, one in sorted(bound.items()):
         if path in out:
             continue
-        unit = unit_name(path)
+        unit, file = unit_name(path), unit_path(path)
         text = unit_text(one, guard_of(one, state.fstab))
-        changes += [
-            replace(change, step=("write", unit_path(path), text))
-            for change in plan_file(unit_path(path), state.files.get(unit_path(path)), FileState(text))
+        files += [
+            replace(change, step=("write", file, text))
+            for change in plan_file(file, state.files.get(file), FileState(text))
         ]
-        service = state.services.get(unit, ServiceState())
-        if not service.enabled:
-            changes.append(Change(f"unit {unit}", "enabled at boot", step=("enable", unit)))
-        if path not in state.same:
-            if path in state.filesystems:
-                # another source than before, under people's feet
-                summary, step = f"shows {one.source} in place of what it has", ("restart", unit)
-                changes.append(Change(f"mount {path}", summary, "drain", step=step))
-            else:
-                changes.append(Change(f"mount {path}", f"shows {one.source}", step=("start", unit)))
+        if not state.services.get(unit, ServiceState()).enabled:
+            enables.append(Change(f"unit {unit}", "enabled at boot", step=("enable", unit)))
+        if path not in state.same and path in state.filesystems:
+            # another source than before, under people's feet
+            summary = f"shows {one.source} in place of what it has"
+            changes.append(Change(f"mount {path}", summary, "drain", step=("restart", unit)))
+        elif path not in state.same:
+            changes.append(Change(f"mount {path}", f"shows {one.source}", step=("start", unit)))
+    changes = files + enables + changes
     for path in sorted(set(state.record.mounts) - set(bound) - set(out)):
         mounted = path in state.filesystems
         unit = unit_name(path)
@@ -696,7 +708,17 @@ def _plan_configuration(state: Observed, wanted: Wanted) -> list[Change]:
     disruption = "restart" if text or not _exports_file(state) else "drain"
     changes = plan_file(CONF, state.files.get(CONF), FileState(text) if text else None, disruption)
     changes = [replace(one, step=("write", CONF, text) if text else ("remove", CONF)) for one in changes]
-    if changes and not text and state.services.get(SERVER, ServiceState()).active:
+    guards = [guard_of(one, state.fstab) for one in wanted.own if wanted.serving and one.server == wanted.host]
+    order = order_text(filter(None, guards)) if wanted.serving else ""
+    changes += [
+        replace(one, step=("write", ORDER, order) if order else ("remove", ORDER))
+        for one in plan_file(ORDER, state.files.get(ORDER), FileState(order) if order else None)
+    ]
+    if (
+        disruption in {change.disruption for change in changes}
+        and not text
+        and state.services.get(SERVER, ServiceState()).active
+    ):
         words = "restarted: its configuration changed"
         changes.append(Change(f"service {SERVER}", words, disruption, step=("restart", SERVER)))
     return changes
@@ -705,7 +727,7 @@ def _plan_configuration(state: Observed, wanted: Wanted) -> list[Change]:
 def _plan_server(state: Observed, wanted: Wanted) -> list[Change]:
     """Plan that the server runs with our configuration. Clients wait while it restarts, and go on."""
     why = ""
-    if _plan_configuration(state, wanted):
+    if any(change.subject == f"file {CONF}" for change in _plan_configuration(state, wanted)):
         why = "its configuration changed"
     elif state.versions and SERVED - state.versions:
         why = f"it serves {' '.join(sorted(state.versions))}"

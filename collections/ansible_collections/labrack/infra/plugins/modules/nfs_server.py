@@ -325,6 +325,9 @@ ARGUMENT_SPEC: dict[str, Any] = {
 OWN_PROGRAMS = frozenset(("100000", "100003", "100005", "100021", "100024", "100227"))
 
 
+OWN_FILES = (nfs_plan.EXPORTS, nfs_plan.CONF, nfs_plan.ORDER, nfs_plan.RECORD)
+
+
 class StorageError(RuntimeError):
     """What can't be done here; the message says why and has the mend."""
 
@@ -413,7 +416,7 @@ def observe(wanted: Wanted, limited: bool) -> Observed:
     paths = nfs_plan.sources(wanted)
     folders = {path: found for path in paths if (found := storage_observe.folder(path)) is not None}
     bound = [one for one in wanted.own if one.source != one.path]
-    files = {path: node_io.observe_file(path) for path in (nfs_plan.EXPORTS, nfs_plan.CONF, nfs_plan.RECORD)}
+    files = {path: node_io.observe_file(path) for path in OWN_FILES}
     record_file = files[nfs_plan.RECORD]
     record = nfs_plan.Record.read(record_file.text if record_file else None)
     units = sorted({*(one.path for one in bound), *record.mounts})
@@ -521,8 +524,13 @@ def _is_masked(unit: str) -> bool:
 
 def apply(changes: list[Change], state: Observed) -> None:
     """Make the changes (OSError, ServiceError or StorageError when the host refuses)."""
+    # systemd reads all of its files each time, which takes it a while
+    unread = False
     for change in changes:
         verb, *rest = change.step
+        if verb in ("start", "restart") and unread:
+            daemon_reload()
+            unread = False
         if verb == "folder":
             make_folder(*rest)
         elif verb == "acl":
@@ -535,22 +543,32 @@ def apply(changes: list[Change], state: Observed) -> None:
             disk_quota.set_limit(storage_observe.device_of(state.filesystems[mount]), kind, int(number), limit)
         elif verb == "write":
             node_io.write_file(rest[0], node_io.FileState(rest[1]))
-            _reload_units(rest[0])
         elif verb == "remove":
-            if rest[0].startswith(nfs_plan.UNITS):
-                act("disable", os.path.basename(rest[0]))
+            if rest[0].endswith(".mount"):
+                expect(["systemctl", "--no-reload", "disable", os.path.basename(rest[0])])
             node_io.remove_file(rest[0])
-            _reload_units(rest[0])
+            if rest[0] == nfs_plan.ORDER:
+                node_io.remove_empty(os.path.dirname(rest[0]))
         elif verb == "mask":
-            _systemctl("mask", "--now", rest[0])
-        elif verb == "unmask":
-            _systemctl("unmask", rest[0])
+            expect(["systemctl", "stop", rest[0]])
+            expect(["systemctl", "--no-reload", "mask", rest[0]])
+        elif verb in ("enable", "unmask"):
+            expect(["systemctl", "--no-reload", verb, rest[0]])
         elif verb == "exportfs":
-            done = node_io.run(["exportfs", "-ra"])
-            if done.rc:
-                raise StorageError(f"exportfs -ra failed: {(done.err or done.out).strip()}")
+            expect(["exportfs", "-ra"])
         else:
             act(verb, rest[0])
+        touched = verb in ("write", "remove") and rest[0].startswith(nfs_plan.UNITS)
+        unread = unread or touched or verb in ("mask", "enable", "unmask")
+    if unread:
+        daemon_reload()
+
+
+def expect(argv: list[str]) -> None:
+    """Run a command (StorageError when it fails)."""
+    done = node_io.run(argv)
+    if done.rc:
+        raise StorageError(f"{' '.join(argv)} failed: {(done.err or done.out).strip()}")
 
 
 def make_folder(path: str, mode: str, uid: str, gid: str) -> None:
@@ -560,17 +578,6 @@ def make_folder(path: str, mode: str, uid: str, gid: str) -> None:
         os.mkdir(path, 0o700)
     os.chown(path, int(uid), int(gid))
     os.chmod(path, int(mode, 8))
-
-
-def _reload_units(path: str) -> None:
-    if path.startswith(nfs_plan.UNITS):
-        daemon_reload()
-
-
-def _systemctl(*arguments: str) -> None:
-    done = node_io.run(["systemctl", *arguments])
-    if done.rc:
-        raise StorageError(f"systemctl {' '.join(arguments)} failed: {done.err.strip()}")
 
 
 class Converging:
