@@ -550,8 +550,24 @@ def test_addresses_of_clients() -> None:
     assert nfs_plan.addresses(entries, "head", (), "10.0.0.0/24") == ("10.0.0.0/24",)
 
 
+def parameters(**changes: Any) -> dict[str, Any]:
+    """What the module gets unless told otherwise."""
+    return {**{name: option.get("default", "") for name, option in module.ARGUMENT_SPEC.items()}, **changes}
+
+
+def test_owners_may_be_people_who_come_later() -> None:
+    directory = {"path": "/data", "owner": "no-such-ada", "group": "no-such-vision"}
+    numbers: dict[str, Any] = {"uids": {"no-such-ada": 2001}, "gids": {"no-such-vision": 3001}}
+    project = {"path": "/data/v", "group": "no-such-vision", "mode": "2770", "quota_soft": None, "quota_hard": None}
+    wanted = module.read_wanted(parameters(host="head", directories=[directory], projects=[project], **numbers))
+    assert made(Observed(), wanted).folders["/data"].rights() == "0755 2001:3001"
+    assert wanted.projects[0].gid == 3001
+    with pytest.raises(module.StorageError, match="/data has the group no-such-vision, which is nobody here"):
+        module.read_wanted(parameters(host="head", directories=[directory], uids=numbers["uids"]))
+
+
 def test_a_thousand_people_are_one_plan() -> None:
-    params = {name: option.get("default", "") for name, option in module.ARGUMENT_SPEC.items()}
+    params = parameters()
     quota = {"path": "/home", "soft": "50G", "hard": "60G", "users": [{"name": "u7", "soft": None, "hard": "1T"}]}
     directory = {"path": "/home", "source": "/srv/lab/home"}
     params.update(host="head", servers=["head"], directories=[directory], user_quotas=[quota])

@@ -343,12 +343,15 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
     host = params["host"]
     for one in directories:
         if one.local_to(host) and not one.provided:
-            uids.setdefault(one.owner, _number(one.owner, "owner", one.path))
-            gids.setdefault(one.group, _number(one.group, "group", one.path))
+            # the lab's own people and groups may come later in this run
+            if one.owner not in uids:
+                uids[one.owner] = _number(one.owner, "owner", one.path)
+            if one.group not in gids:
+                gids[one.group] = _number(one.group, "group", one.path)
     projects = tuple(
         nfs_plan.Project(
             one["path"],
-            gids.get(one["group"], -1) if one["group"] in gids else _number(one["group"], "group", one["path"]),
+            gids[one["group"]] if one["group"] in gids else _number(one["group"], "group", one["path"]),
             one["mode"],
             quota_plan.limit(one["quota_soft"] or "", one["quota_hard"] or ""),
         )
