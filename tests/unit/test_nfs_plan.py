@@ -578,6 +578,12 @@ def test_a_thousand_people_are_one_plan() -> None:
     assert len([change for change in changes if change.step[0] == "limit"]) == 1000
 
 
+def test_exportfs_may_miss_what_is_known_to_be_missing() -> None:
+    errors = "exportfs: Failed to stat /srv/lab/home: No such file or directory\nexportfs: /a: no such export\n"
+    assert module.unexplained(errors, ["/srv/lab/home"]) == ["exportfs: /a: no such export"]
+    assert module.unexplained(errors, ["/srv/lab/home", "/a"]) == []
+
+
 def test_etab_and_foreign_exports(tmp_path: Any) -> None:
     etab = "/srv/lab/home\t10.0.0.2(rw,sync,wdelay)\n/srv/lab/home\t10.0.0.0/24(ro)\n"
     assert module.read_etab(etab) == {("/srv/lab/home", "10.0.0.2"), ("/srv/lab/home", "10.0.0.0/24")}

@@ -308,10 +308,10 @@ def unmounted(state: Observed, wanted: Wanted) -> dict[str, str]:
         guard = guard_of(one, state.fstab)
         if guard and guard not in state.filesystems:
             device = state.fstab.get(guard)
-            disk = f", which /etc/fstab says is {device}" if device else ""
+            disk = f", which /etc/fstab says is {device}," if device else ""
             mend = f"`mount {guard}`" if device else f"mount the disk there, and put it into /etc/fstab ({guard})"
             found[one.path] = (
-                f"{guard}{disk}, is not mounted on {wanted.host}: nothing was made in the empty directory, and "
+                f"{guard}{disk} is not mounted on {wanted.host}: nothing was made in the empty directory, and "
                 f"{one.path} is not served. Mend: {mend}, and look at `journalctl -b` if that fails"
             )
     return found
@@ -645,7 +645,11 @@ def _exports_file(state: Observed) -> dict[str, dict[str, str]]:
 
 
 def _plan_exports(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> list[Change]:
-    """Plan the exports: what is added is read at once, what would be taken from a client may end its jobs."""
+    """Plan the exports: what is added is read at once, what would be taken from a client may end its jobs.
+
+    Steps: ``("exportfs", *sources)``, of which those sources are not there, as their disk is not mounted.
+    """
+    absent = tuple(one.source for one in wanted.own if one.path in out)
     there, wished = _exports_file(state), wanted_exports(state, wanted, out)
     changes: list[Change] = []
     lost = _lost(there, wished)
@@ -665,7 +669,7 @@ def _plan_exports(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> li
         starts = any(change.step[0] == "restart" for change in service)
         changes += service
         if running and not starts and (changes or missing):
-            changes.append(Change("exports", "read anew", "reload", step=("exportfs",)))
+            changes.append(Change("exports", "read anew", "reload", step=("exportfs", *absent)))
     if lost:
         words = ", ".join(f"{source} from {client}" for source, client in lost)
         text = exports_text(wished)
@@ -674,7 +678,7 @@ def _plan_exports(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> li
         step = ("write", EXPORTS, text) if text else ("remove", EXPORTS)
         changes.append(Change(f"file {EXPORTS}", summary, "drain", before, text, step))
         if running:
-            changes.append(Change("exports", "read anew", "drain", step=("exportfs",)))
+            changes.append(Change("exports", "read anew", "drain", step=("exportfs", *absent)))
     return changes
 
 

@@ -558,7 +558,7 @@ def apply(changes: list[Change], state: Observed) -> None:
         elif verb in ("enable", "unmask"):
             expect(["systemctl", "--no-reload", verb, rest[0]])
         elif verb == "exportfs":
-            expect(["exportfs", "-ra"])
+            export(rest)
         else:
             act(verb, rest[0])
         touched = verb in ("write", "remove") and rest[0].startswith(nfs_plan.UNITS)
@@ -572,6 +572,19 @@ def expect(argv: list[str]) -> None:
     done = node_io.run(argv)
     if done.rc:
         raise StorageError(f"{' '.join(argv)} failed: {(done.err or done.out).strip()}")
+
+
+def export(absent: list[str]) -> None:
+    """Read exports(5) anew (StorageError when that fails for another source than those that are not there)."""
+    done = node_io.run(["exportfs", "-ra"])
+    wrong = unexplained(done.err, absent) if done.rc else []
+    if wrong or (done.rc and not absent):
+        raise StorageError(f"exportfs -ra failed: {'; '.join(wrong) or done.err.strip()}")
+
+
+def unexplained(errors: str, absent: list[str]) -> list[str]:
+    """Return the lines of exportfs's errors that are about none of these sources."""
+    return [line for line in errors.splitlines() if not any(f" {source}:" in line for source in absent)]
 
 
 def make_folder(path: str, mode: str, uid: str, gid: str) -> None:
