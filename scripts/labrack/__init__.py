@@ -4,7 +4,8 @@
 
 - :mod:`.cli` is the command;
 - :mod:`.demo` brings the demo's lab up and down, :mod:`.story` is what its two researchers do there;
-- :mod:`.run` runs a playbook, :mod:`.progress` shows what goes on, :mod:`.status` reads and shows a cluster;
+- :mod:`.run` runs a playbook, :mod:`.progress` shows what goes on, :mod:`.status` reads and shows a cluster,
+  :mod:`.storage` its directories and quotas;
 - :mod:`.testnode` makes the test nodes.
 """
 

@@ -8,13 +8,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from . import __version__, demo, status
+from . import __version__, demo, status, storage
 from .progress import Progress
 from .run import RunError
 from .testnode.docker import LabError
@@ -97,6 +98,29 @@ def demo_down() -> None:
     console = Console(highlight=False)
     with _errors(console):
         demo.down(Progress(console))
+
+
+@app.command("storage")
+def show_storage(
+    inventory: Annotated[
+        list[Path], typer.Option("-i", "--inventory", exists=True, help="The lab's inventory; more than one may be.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+) -> None:
+    """Show the lab's directories, and who uses what of them: people and projects, with their quotas."""
+    console = Console(highlight=False)
+    # what goes on is told beside the answer
+    progress = Progress(Console(stderr=True, highlight=False))
+    with _errors(progress.console):
+        log = demo.state_dir().parent / "storage.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with progress.step("Storage") as step:
+            reports = storage.read([path.resolve() for path in inventory], log, step)
+            step.summary = ", ".join(report["host"] for report in reports)
+        if as_json:
+            typer.echo(json.dumps(reports, indent=2))
+        else:
+            console.print(storage.render(reports))
 
 
 @contextmanager

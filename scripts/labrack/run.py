@@ -70,11 +70,14 @@ def home() -> Path:
     return checkout if (checkout / "ansible.cfg").is_file() else Path(__file__).resolve().parent
 
 
-def run_playbook(playbook: str, inventory: Sequence[Path], log: Path, step: Step) -> Outcome:
+def run_playbook(
+    playbook: str, inventory: Sequence[Path], log: Path, step: Step, variables: Mapping[str, str] | None = None
+) -> Outcome:
     """Run a playbook, named by its FQCN or path, with the project's own ansible.cfg; show its progress in ``step``.
 
-    ``log`` is written anew. Raises :class:`RunError` when a task or the playbook fails, and KeyboardInterrupt, after
-    ansible-playbook has ended, when the user stops it.
+    ``variables`` are extra ones, and no secrets, as they are on the command line. ``log`` is written anew. Raises
+    :class:`RunError` when a task or the playbook fails, and KeyboardInterrupt, after ansible-playbook has ended, when
+    the user stops it.
     """
     environment = {
         "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
@@ -99,6 +102,7 @@ def run_playbook(playbook: str, inventory: Sequence[Path], log: Path, step: Step
             project_dir=str(home()),
             playbook=playbook,
             inventory=[str(path) for path in inventory],
+            extravars=dict(variables or {}),
             envvars=environment,
             event_handler=events,
             cancel_callback=interrupted.is_set,

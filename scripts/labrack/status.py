@@ -147,7 +147,8 @@ def render(status: Status) -> RenderableType:
     return Group(_nodes_table(status.nodes), _jobs_table(status.jobs))
 
 
-def _table(*columns: str, right: Sequence[str]) -> Table:
+def new_table(*columns: str, right: Sequence[str]) -> Table:
+    """Return an empty table in the manner of the command; the columns ``right`` are aligned there."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left")
@@ -155,7 +156,7 @@ def _table(*columns: str, right: Sequence[str]) -> Table:
 
 
 def _nodes_table(nodes: Sequence[Node]) -> Table:
-    table = _table("NODE", "STATE", "GPU", "USED", "TEMPERATURE", "REASON", right=("USED",))
+    table = new_table("NODE", "STATE", "GPU", "USED", "TEMPERATURE", "REASON", right=("USED",))
     for node in nodes:
         for number, gpus in enumerate(node.gpus or (Gpus("-", 0, 0),)):
             temperatures = " ".join(f"{temperature} °C" for temperature in gpus.temperatures_c) or "-"
@@ -170,7 +171,7 @@ def _nodes_table(nodes: Sequence[Node]) -> Table:
 def _jobs_table(jobs: Sequence[Job]) -> RenderableType:
     if not jobs:
         return Text("\nNo job is running or waiting.")
-    table = _table("JOB", "USER", "NAME", "STATE", "GPUS", "TIME", "NODE OR REASON", right=("JOB", "GPUS", "TIME"))
+    table = new_table("JOB", "USER", "NAME", "STATE", "GPUS", "TIME", "NODE OR REASON", right=("JOB", "GPUS", "TIME"))
     for job in jobs:
         texts = (Text(job.id), Text(job.user), Text(job.name), _state(job.state))
         table.add_row(*texts, str(job.gpus), job.time, Text(job.where))

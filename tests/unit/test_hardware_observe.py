@@ -172,6 +172,18 @@ def test_a_disk_that_can_not_be_read_is_left_out(tmp_path: Path) -> None:
     assert hardware_observe.disks(tmp_path) == []
 
 
+def test_fstab_and_the_quotas_of_what_is_mounted(tmp_path: Path) -> None:
+    fstab = "# UUID=0 /old ext4\nUUID=1 / ext4 rw 0 1\nUUID=2 none swap sw\n"
+    fstab += "UUID=3 /srv/lab/ xfs nofail\n//nas/a /a\\040b cifs ro\n"
+    options = "rw,attr2,usrquota,prjquota"
+    mounts = mount("1:1", "/", "/", "ext4") + f"30 1 1:2 / /srv/lab rw shared:1 - xfs /dev/sdb1 {options}\n"
+    write(tmp_path, {"etc/fstab": fstab, "proc/self/mountinfo": mounts, "srv/lab/x": ""})
+    seen = [(entry["mount"], entry["device"], entry["mounted"]) for entry in hardware_observe.fstab(tmp_path)]
+    assert seen == [("/", "UUID=1", True), ("/srv/lab", "UUID=3", True), ("/a b", "//nas/a", False)]
+    assert [disk["quotas"] for disk in hardware_observe.disks(tmp_path)] == [[], ["user", "project"]]
+
+
 @given(st.text())
 def test_no_list_of_mounts_raises(text: str) -> None:
-    hardware_observe._mounts(text)
+    hardware_observe.read_mounts(text)
+    hardware_observe.read_fstab(text)

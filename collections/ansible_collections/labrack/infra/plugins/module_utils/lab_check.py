@@ -17,6 +17,11 @@ from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import che
 from ansible_collections.labrack.infra.plugins.module_utils.rules_headscale import check_headscale
 from ansible_collections.labrack.infra.plugins.module_utils.rules_host import check_host_facts, check_host_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
+from ansible_collections.labrack.infra.plugins.module_utils.rules_storage import (
+    check_storage,
+    check_storage_facts,
+    check_storage_hosts,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.rules_tailnet import (
     check_tailnet,
     check_tailnet_facts,
@@ -36,6 +41,9 @@ LAB_WIDE = (
     "lab_tailnet",
     "lab_users",
     "lab_groups",
+    "lab_directories",
+    "lab_projects",
+    "nfs_server_user_quotas",
     "slurm_cluster_name",
     "slurm_partitions",
     "slurm_accounts",
@@ -64,12 +72,14 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
     findings += _check_same_everywhere(inventory)
     findings += check_headscale(inventory)
     findings += check_tailnet_hosts(inventory)
+    findings += check_storage_hosts(inventory)
     for host, variables in inventory.hosts.items():
         findings += [_on(host, finding) for finding in check_registry(variables)]
         findings += [_on(host, finding) for finding in _check_connection_user(variables)]
         findings += [_on(host, finding) for finding in check_gpu_variables(variables)]
         findings += [_on(host, finding) for finding in check_host_variables(variables)]
         findings += [_on(host, finding) for finding in check_tailnet(variables)]
+        findings += [_on(host, finding) for finding in check_storage(inventory, variables)]
         for name, value in variables.items():
             findings += [_on(host, finding) for finding in _check_placeholders((name,), name, value)]
         if _orchestrator(variables) == "slurm":
@@ -89,6 +99,7 @@ def check_facts(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_gpu_facts(host, variables, facts)]
         findings += [_on(host, finding) for finding in check_host_facts(host, variables, facts)]
         findings += [_on(host, finding) for finding in check_tailnet_facts(host, inventory)]
+        findings += [_on(host, finding) for finding in check_storage_facts(host, inventory)]
         if _orchestrator(variables) != "slurm":
             continue
         findings += [_on(host, finding) for finding in _check_system(host, facts)]

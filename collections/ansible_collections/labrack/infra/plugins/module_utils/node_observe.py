@@ -115,6 +115,7 @@ def observe_node(
         "nics": hardware_observe.nics(root),
         "rdma": hardware_observe.rdma(root),
         "disks": hardware_observe.disks(root),
+        "fstab": hardware_observe.fstab(root),
         "gpus": [{**gpu, **more} for gpu, more in zip(gpus, details)],
         "nvidia": observe_driver(root, nvidia, gpus, smi.out, installed, kernels, flavour, xids),
         "runtime": observe_runtime(root, installed),

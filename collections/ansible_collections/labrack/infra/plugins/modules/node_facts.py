@@ -144,8 +144,15 @@ ansible_facts:
           elements: str
         disks:
           description:
-            - The mounted local file systems, each with C(mount), C(device), C(fstype), C(size_mib) and C(free_mib).
+            - The mounted local file systems, each with C(mount), C(device), C(fstype), C(size_mib), C(free_mib) and
+              C(quotas), those of C(user) and C(project) that it was mounted with.
             - File systems of a server are never asked, as the answer could take for ever.
+          returned: always
+          type: list
+          elements: dict
+        fstab:
+          description:
+            - The file systems of C(/etc/fstab), each with C(mount), C(device), C(fstype) and whether it is C(mounted).
           returned: always
           type: list
           elements: dict

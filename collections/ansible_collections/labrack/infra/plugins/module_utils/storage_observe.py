@@ -1,0 +1,47 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What file systems and directories are on a host, with their quotas. Standard library only, no Ansible import."""
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.labrack.infra.plugins.module_utils import disk_quota, hardware_observe, posix_acl
+from ansible_collections.labrack.infra.plugins.module_utils.nfs_plan import Filesystem, Folder
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import read_text
+from ansible_collections.labrack.infra.plugins.module_utils.quota_plan import Quotas
+
+
+def filesystems() -> dict[str, Filesystem]:
+    """Return the mounted file systems by mount point, without their quotas; what only waits to be mounted is none."""
+    mounts = hardware_observe.read_mounts(read_text("/proc/self/mountinfo") or "")
+    return {
+        point: Filesystem(point, one["device"], one["fstype"], one["number"])
+        for point, one in mounts.items()
+        if one["fstype"] != "autofs"
+    }
+
+
+def fstab() -> dict[str, str]:
+    """Return the device of each mount point in /etc/fstab."""
+    return {point: device for point, device, _type in hardware_observe.read_fstab(read_text("/etc/fstab") or "")}
+
+
+def quotas(filesystem: Filesystem) -> Quotas:
+    """Return the quotas of a mounted file system, all off where it has no device of its own (OSError: not root)."""
+    return disk_quota.observe(device_of(filesystem))
+
+
+def device_of(filesystem: Filesystem) -> str:
+    """Return the block device of a file system; the name in mountinfo may be one that isn't there (/dev/root)."""
+    by_number = f"/dev/block/{filesystem.number}"
+    return by_number if os.path.exists(by_number) else filesystem.device
+
+
+def folder(path: str) -> Folder | None:
+    """Return a directory as it is, None where none is (OSError)."""
+    if not os.path.isdir(path):
+        return None
+    info = os.stat(path)
+    mode = f"{info.st_mode & 0o7777:04o}"
+    return Folder(mode, info.st_uid, info.st_gid, posix_acl.read(path), disk_quota.project_of(path))
