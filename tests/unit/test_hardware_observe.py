@@ -174,4 +174,4 @@ def test_a_disk_that_can_not_be_read_is_left_out(tmp_path: Path) -> None:
 
 @given(st.text())
 def test_no_list_of_mounts_raises(text: str) -> None:
-    hardware_observe._mounts(text)
+    hardware_observe.read_mounts(text)

@@ -24,6 +24,13 @@ NETWORK_FILESYSTEMS = re.compile(
 )
 
 
+#: How a mounted file system says that quotas of a kind are enforced (xfs(5), ext4(5)).
+QUOTA_OPTIONS = {
+    "user": frozenset(("usrquota", "uquota", "quota")),
+    "project": frozenset(("prjquota", "pquota")),
+}
+
+
 class Nic(TypedDict):
     """A network card: ``speed_mbit`` is None where there is no link or the driver doesn't tell."""
 
@@ -42,13 +49,29 @@ class Disk(TypedDict):
     fstype: str
     size_mib: int
     free_mib: int
+    quotas: list[str]
 
 
-class _Mount(TypedDict):
+class Mount(TypedDict):
+    """A mount: the file system's ``number`` (``8:1``) and what of it is seen (``subtree``), its device and type.
+
+    ``options`` are those of the mount and of the file system, sorted.
+    """
+
     number: str
     subtree: str
     device: str
     fstype: str
+    options: tuple[str, ...]
+
+
+class FstabEntry(TypedDict):
+    """A file system of /etc/fstab that has a place in the tree, and whether it is mounted there."""
+
+    mount: str
+    device: str
+    fstype: str
+    mounted: bool
 
 
 def dgx_os(root: Path = Path("/")) -> str | None:
@@ -117,7 +140,7 @@ def disks(root: Path = Path("/")) -> list[Disk]:
     A directory of a file system that is mounted once more elsewhere is left out (containers' volumes), as is anything
     below a network file system, the way to which could hang.
     """
-    mounts = _mounts(read_text(root / "proc/self/mountinfo") or "")
+    mounts = read_mounts(read_text(root / "proc/self/mountinfo") or "")
     remote = tuple(f"{point}/" for point, mount in mounts.items() if NETWORK_FILESYSTEMS.fullmatch(mount["fstype"]))
     whole = {mount["number"] for mount in mounts.values() if mount["subtree"] == "/"}
     found = []
@@ -143,21 +166,47 @@ def disks(root: Path = Path("/")) -> list[Disk]:
                     fstype=mount["fstype"],
                     size_mib=size.f_blocks * size.f_frsize // 2**20,
                     free_mib=size.f_bavail * size.f_frsize // 2**20,
+                    quotas=[kind for kind, names in QUOTA_OPTIONS.items() if names & set(mount["options"])],
                 )
             )
     return found
 
 
-def _mounts(text: str) -> dict[str, _Mount]:
-    """Mount point → its topmost mount, from proc_pid_mountinfo(5)."""
-    mounts: dict[str, _Mount] = {}
+def fstab(root: Path = Path("/")) -> list[FstabEntry]:
+    """Return the file systems of fstab(5), in order; swap and others without a place in the tree are left out."""
+    mounts = read_mounts(read_text(root / "proc/self/mountinfo") or "")
+    found = []
+    for point, device, fstype in read_fstab(read_text(root / "etc/fstab") or ""):
+        mounted = point in mounts and mounts[point]["fstype"] != "autofs"
+        found.append(FstabEntry(mount=point, device=device, fstype=fstype, mounted=mounted))
+    return found
+
+
+def read_fstab(text: str) -> list[tuple[str, str, str]]:
+    """Return mount point, device and type of every entry of fstab(5) that has a place in the tree."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 3 and fields[1].startswith("/") and not fields[0].startswith("#"):
+            found.append((_unescape(fields[1]).rstrip("/") or "/", _unescape(fields[0]), fields[2]))
+    return found
+
+
+def read_mounts(text: str) -> dict[str, Mount]:
+    """Return the topmost mount of each mount point, from the text of proc_pid_mountinfo(5)."""
+    mounts: dict[str, Mount] = {}
     for line in text.splitlines():
         before, _dash, after = line.partition(" - ")
         fields, tail = before.split(), after.split()
         if len(fields) >= 6 and len(tail) >= 2:
             point = _unescape(fields[4])
-            mounts[point] = _Mount(
-                number=fields[2], subtree=_unescape(fields[3]), device=_unescape(tail[1]), fstype=tail[0]
+            options = {*fields[5].split(","), *(tail[2].split(",") if len(tail) > 2 else ())}
+            mounts[point] = Mount(
+                number=fields[2],
+                subtree=_unescape(fields[3]),
+                device=_unescape(tail[1]),
+                fstype=tail[0],
+                options=tuple(sorted(options)),
             )
     return mounts
 
