@@ -24,7 +24,7 @@ def nfs_servers(
     found = []
     layout = storage_layout.read(directories, exporters)
     for name in sorted({share.server for share in nfs_client_plan.shares(layout, host)}):
-        variables = hostvars[name] if name in hostvars else {}
+        variables = hostvars[name]
         facts = (variables.get("ansible_facts") or {}).get("labrack_node") or {}
         address = variables.get("lab_address") or (facts.get("addresses") or {}).get("default_ipv4") or ""
         speeds = [nic["speed_mbit"] for nic in facts.get("nics") or () if nic["up"] and nic["speed_mbit"]]

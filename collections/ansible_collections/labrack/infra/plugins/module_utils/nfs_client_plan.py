@@ -16,9 +16,9 @@ from typing import Any
 from ansible_collections.labrack.infra.plugins.module_utils import storage_layout
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change, rank
 from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe import Mount
+from ansible_collections.labrack.infra.plugins.module_utils.mount_observe import SILENT, STALE, TOLD, Place
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import Directory, inside
-from ansible_collections.labrack.infra.plugins.module_utils.storage_observe import SILENT, STALE, TOLD, Place
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, unit_of_path
 from ansible_collections.labrack.infra.plugins.module_utils.tailscale_plan import TUNNEL_MTU, in_tailnet
 
@@ -97,7 +97,7 @@ class Observed:
 
     ``units`` are the unit files of the wanted directories and all of ours, by path; ``services`` the automount units
     and :data:`PORTMAPPER`; ``mounts`` the topmost mount of each mount point; ``answers`` what the mounted directories'
-    servers say (``storage_observe.answers``); ``busy`` the mounted directories that somebody uses; ``places`` what is
+    servers say (``mount_observe.answers``); ``busy`` the mounted directories that somebody uses; ``places`` what is
     where directories and scratch belong; ``scratch_mode`` the mode and owner of scratch, like :data:`SCRATCH_MODE`.
     """
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ansible_collections.labrack.infra.plugins.module_utils import hardware_observe, storage_observe
+from ansible_collections.labrack.infra.plugins.module_utils import hardware_observe, mount_observe
 from ansible_collections.labrack.infra.plugins.module_utils.driver_observe import (
     DRIVER_PACKAGES,
     observe_driver,
@@ -118,8 +118,8 @@ def observe_node(
         "rdma": hardware_observe.rdma(root),
         "disks": hardware_observe.disks(root),
         "fstab": hardware_observe.fstab(root),
-        "places": storage_observe.read_places(paths, root),
-        "nfs": storage_observe.kernel_has_nfs(root, runner) if paths else None,
+        "places": mount_observe.read_places(paths, root),
+        "nfs": mount_observe.kernel_has_nfs(root, runner) if paths else None,
         "gpus": [{**gpu, **more} for gpu, more in zip(gpus, details)],
         "nvidia": observe_driver(root, nvidia, gpus, smi.out, installed, kernels, flavour, xids),
         "runtime": observe_runtime(root, installed),

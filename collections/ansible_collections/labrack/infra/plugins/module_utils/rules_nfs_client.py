@@ -5,22 +5,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import nfs_client_plan, storage_layout
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Finding, Inventory, shown
-from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import Directory, inside
+from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
 
-#: What a unit, an export and a rule of tmpfiles.d all take without quotes.
-PATH = re.compile(r"(/[\w.@:+=-]+)+", re.ASCII)
-#: What the system itself needs to find as it is.
-SYSTEM_PATHS = frozenset(
-    (
-        *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/root", "/run", "/sbin"),
-        *("/sys", "/tmp", "/usr", "/var", "/var/cache", "/var/lib", "/var/log", "/var/run", "/var/spool", "/var/tmp"),  # noqa: S108
-    )
-)
+PATH = re.compile(r"(/[A-Za-z0-9_.@+-]+)+")
+#: Folders that the system needs as they are, with what is in them; and those that are its own, but may hold others.
+SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/usr")
+SYSTEM_TOPS = ("/home", "/media", "/mnt", "/opt", "/srv", "/tmp", "/var", "/var/tmp")  # noqa: S108
 #: Mount options that are the role's own, with what to write in their place.
 OWN_OPTIONS = {
     "vers": "take it out; NFSv4.2 is the only version that is served",
@@ -41,10 +36,8 @@ def check_nfs_client(host: str, inventory: Inventory) -> Iterator[Finding]:
     entries = variables.get("lab_directories") or ()
     scratch = variables.get("lab_scratch") or ""
     for place, entry in enumerate(entries):
-        yield from _check_path(("lab_directories", place, "path"), entry["path"])
         yield from _check_options(place, entry)
-    if scratch:
-        yield from _check_path(("lab_scratch",), scratch)
+    yield from _check_scratch(scratch)
     nconnect, days = variables.get("nfs_client_nconnect"), variables.get("nfs_client_scratch_days")
     if nconnect is not None and not 1 <= nconnect <= NCONNECT_MOST:
         mend = f"write a number from 1 to {NCONNECT_MOST}"
@@ -52,7 +45,10 @@ def check_nfs_client(host: str, inventory: Inventory) -> Iterator[Finding]:
     if days is not None and days < 0:
         yield Finding(("nfs_client_scratch_days",), shown(days), "not an age", "write a number of days, or 0 for never")
     directories = storage_layout.read(entries, inventory.members(storage_layout.GROUP))
-    yield from _check_nesting(host, directories)
+    for share, path in nfs_client_plan.hides(directories, host):
+        problem = f"{host} would mount it from {share.server} over {path}, which it serves itself"
+        where = ("lab_directories", directories.index(share), "path")
+        yield Finding(where, share.path, problem, "give one of them another path")
     for place, directory in enumerate(directories):
         if scratch and (inside(scratch, directory.path) or inside(directory.path, scratch)):
             problem = f"it and lab_directories[{place}] ({directory.path}) lie in one another"
@@ -60,13 +56,13 @@ def check_nfs_client(host: str, inventory: Inventory) -> Iterator[Finding]:
             yield Finding(("lab_scratch",), shown(scratch), problem, mend)
 
 
-def _check_path(path: tuple[str | int, ...], value: str) -> Iterator[Finding]:
-    if not PATH.fullmatch(value) or {".", ".."} & set(value.split("/")):
-        mend = "write it as /data, of letters, digits and _ . - @ : + ="
-        yield Finding(path, shown(value), "not an absolute path that every system takes", mend)
-    elif value in SYSTEM_PATHS or inside(value, "/proc") or inside(value, "/sys") or inside(value, "/dev"):
-        mend = "choose a directory of its own, such as /data"
-        yield Finding(path, shown(value), "the system itself needs what is there", mend)
+def _check_scratch(path: str) -> Iterator[Finding]:
+    if path and (not PATH.fullmatch(path) or {".", ".."} & set(path.split("/"))):
+        mend = "write it as /scratch, from / on, with letters, digits and . _ - + @ alone"
+        yield Finding(("lab_scratch",), shown(path), "not an absolute path", mend)
+    elif path in SYSTEM_TOPS or any(inside(path, system) for system in SYSTEM):
+        mend = "take a folder of its own, such as /scratch"
+        yield Finding(("lab_scratch",), shown(path), "a folder of the system, whose files would go", mend)
 
 
 def _check_options(place: int, entry: Mapping[str, Any]) -> Iterator[Finding]:
@@ -83,26 +79,6 @@ def _check_options(place: int, entry: Mapping[str, Any]) -> Iterator[Finding]:
         elif option.startswith("x-"):
             problem = "systemd reads such options in /etc/fstab only"
             yield Finding(path, shown(option), problem, "take it out")
-
-
-def _check_nesting(host: str, directories: Sequence[Directory]) -> Iterator[Finding]:
-    """A mount in a mount would have a boot wait for the outer one's server."""
-    places = {id(one): place for place, one in enumerate(directories)}
-    shares = nfs_client_plan.shares(directories, host)
-    for share in shares:
-        for other in shares:
-            if other is share or not inside(share.path, other.path):
-                continue
-            if other.path == share.path and places[id(other)] > places[id(share)]:
-                continue
-            problem = f"it lies in {other.path}, which is mounted too, and would have a boot wait for {other.server}"
-            mend = f"share it beside {other.path}, or as a folder of it"
-            if other.path == share.path:
-                problem, mend = f"also the path of lab_directories[{places[id(other)]}]", "keep one of them"
-            yield Finding(("lab_directories", places[id(share)], "path"), share.path, problem, mend)
-    for share, path in nfs_client_plan.hides(directories, host):
-        problem = f"{host} would mount it from {share.server} over {path}, which it serves itself"
-        yield Finding(("lab_directories", places[id(share)], "path"), share.path, problem, "give one another path")
 
 
 def check_nfs_client_facts(host: str, inventory: Inventory) -> Iterator[Finding]:

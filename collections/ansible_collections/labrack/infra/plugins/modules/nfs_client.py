@@ -137,14 +137,15 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.labrack.infra.plugins.module_utils import (
+    mount_observe,
     nfs_client_plan,
     node_io,
     path_mtu,
-    storage_observe,
     systemd,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
 from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe import fstab, read_mounts
+from ansible_collections.labrack.infra.plugins.module_utils.mount_observe import SILENT, STALE
 from ansible_collections.labrack.infra.plugins.module_utils.nfs_client_plan import (
     ClientError,
     Observed,
@@ -153,7 +154,6 @@ from ansible_collections.labrack.infra.plugins.module_utils.nfs_client_plan impo
     Way,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState
-from ansible_collections.labrack.infra.plugins.module_utils.storage_observe import SILENT, STALE
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceError
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -198,12 +198,12 @@ def observe(wanted: Wanted) -> Observed:
         services += nfs_client_plan.PORTMAPPER
     places = [*wanted.shares, *wanted.provided, *([wanted.scratch] if wanted.scratch else [])]
     seen = Observed(
-        nfs=not wanted.shares or storage_observe.kernel_has_nfs(ROOT),
+        nfs=not wanted.shares or mount_observe.kernel_has_nfs(ROOT),
         units=units,
         services=systemd.observe_services(services),
         mounts=mounts,
-        answers=storage_observe.answers(remote),
-        places=storage_observe.read_places(places, ROOT),
+        answers=mount_observe.answers(remote),
+        places=mount_observe.read_places(places, ROOT),
         fstab=frozenset(entry["mount"] for entry in fstab(ROOT)) & set(wanted.shares),
         scratch_mode=read_mode(wanted.scratch),
         tmpfiles=node_io.observe_file(nfs_client_plan.TMPFILES),
@@ -213,7 +213,7 @@ def observe(wanted: Wanted) -> Observed:
     doubtful = [path for path in remote if path not in wanted.shares or nfs_client_plan.off(seen, wanted.shares[path])]
     if not doubtful:
         return seen
-    used = storage_observe.in_use({path: mounts[path]["number"] for path in doubtful}, ROOT)
+    used = mount_observe.in_use({path: mounts[path]["number"] for path in doubtful}, ROOT)
     return replace(seen, busy=frozenset(used))
 
 
@@ -342,7 +342,7 @@ def states(observed: Observed, wanted: Wanted, check_mode: bool) -> dict[str, st
     waiting = [path for path in wanted.shares if nfs_client_plan.armed(observed.places[path])]
     mounts = observed.mounts
     if waiting and not check_mode:
-        answered.update(storage_observe.answers(waiting, MOUNTING))
+        answered.update(mount_observe.answers(waiting, MOUNTING))
         mounts = read_mounts(node_io.read_text("/proc/self/mountinfo") or "")
     found = {}
     for path in wanted.shares:
@@ -403,7 +403,7 @@ def main() -> None:
         }
 
     try:
-        host = Host(nfs_client_plan.read_wanted(module.params, storage_observe.kernel_version(ROOT)))
+        host = Host(nfs_client_plan.read_wanted(module.params, mount_observe.kernel_version(ROOT)))
         plan = nfs_client_plan.plan
         converge(module, host.look, lambda seen: plan(seen, host.wanted), host.apply, extra, drains=False)
     except ValueError as error:

@@ -109,7 +109,9 @@ def answers(paths: Sequence[str], seconds: float = 5.0, probe: Sequence[str] = P
     found = {}
     for path, process in asked.items():
         try:
-            _out, words = process.communicate(timeout=max(deadline - time.monotonic(), 0.0))
+            # one that has ended while another was waited for needs a moment to be read
+            left = max(deadline - time.monotonic(), 0.0) if process.poll() is None else 1.0
+            _out, words = process.communicate(timeout=left)
         except subprocess.TimeoutExpired:
             process.kill()
             found[path] = SILENT
