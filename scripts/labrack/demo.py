@@ -44,7 +44,11 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "slurm_database": (HEAD,),
     "slurm_login": (HEAD,),
     "slurm_worker": WORKERS,
+    "nfs_server": (HEAD,),
 }
+#: What the nodes share, with the mode that inventories/demo gives it, and the researchers' group there.
+SHARED: Mapping[str, int] = {"/home": 0o755, "/data": 0o2775, "/checkpoints": 0o2775}
+GROUP_ID = 3001
 
 
 def state_dir() -> Path:
@@ -67,10 +71,14 @@ def up(system: str, script: bool, progress: Progress) -> None:
         step.summary = ensure_image(system, step.say)
     again = node.exists(LAB)
     with progress.step("Nodes") as step:
-        lab = _existing(system) if again else node.up(_spec(system), state_dir(), step.say)
-        _write_inventory(lab)
+        nfs = _shares_by_nfs() if again else kernel_has_nfs()
+        lab = _existing(system) if again else node.up(_spec(system, nfs), state_dir(), step.say)
+        if not nfs:
+            _fill_volumes(lab)
+        _write_inventory(lab, nfs)
         names = ", ".join(f"{name} ({len(cards)} GPUs)" if cards else name for name, cards in CARDS.items())
-        step.summary = f"{'there already: ' if again else ''}{names}"
+        how = "" if nfs else f"; this kernel has no NFS, so volumes share {', '.join(SHARED)}"
+        step.summary = f"{'there already: ' if again else ''}{names}{how}"
     with progress.step("Converge") as step:
         outcome = run_playbook(PLAYBOOK, [home() / "inventories/demo"], state_dir() / "ansible.log", step)
         step.summary = _summary(outcome)
@@ -95,7 +103,7 @@ def down(progress: Progress) -> None:
             node.down(LAB, state_dir(), step.doing)
         shutil.rmtree(state_dir(), ignore_errors=True)
         step.summary = (
-            "containers, network and state are gone" if there else "the demo was not up: nothing to take away"
+            "containers, network, volumes and state are gone" if there else "the demo was not up: nothing to take away"
         )
 
 
@@ -108,8 +116,35 @@ def read_status() -> status.Status:
     return status.read(HEAD, lambda host, command: _ssh().output(f"root@{host}", command))
 
 
-def _spec(system: str) -> node.LabSpec:
-    return node.LabSpec(LAB, tuple(node.NodeSpec(name, system, cards) for name, cards in CARDS.items()))
+def kernel_has_nfs(filesystems: Path = Path("/proc/filesystems")) -> bool:
+    """Whether this machine's kernel serves and mounts NFS by now. A demo loads no modules."""
+    return {"nfs4", "nfsd"} <= {line.split()[-1] for line in filesystems.read_text(encoding="utf-8").splitlines()}
+
+
+def _shares_by_nfs() -> bool:
+    """How the lab that is there shares its directories."""
+    try:
+        document = json.loads((state_dir() / "hosts.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    return not document["all"]["vars"].get("demo_volumes", True)
+
+
+def _spec(system: str, nfs: bool) -> node.LabSpec:
+    """The lab. By NFS the head alone has the volumes: what a container has itself can't be exported."""
+    volumes = tuple((path.strip("/"), path) for path in SHARED)
+    nodes = (
+        node.NodeSpec(name, system, cards, volumes=volumes if name == HEAD or not nfs else ())
+        for name, cards in CARDS.items()
+    )
+    return node.LabSpec(LAB, tuple(nodes))
+
+
+def _fill_volumes(lab: node.Lab) -> None:
+    """Be the file server whose directories the inventory calls provided: give them their modes."""
+    groups = {path: GROUP_ID if mode & 0o020 else 0 for path, mode in SHARED.items()}
+    script = " && ".join(f"chown 0:{groups[path]} {path} && chmod {mode:o} {path}" for path, mode in SHARED.items())
+    node.exec(lab.node(HEAD), ["sh", "-c", script])
 
 
 def _existing(system: str) -> node.Lab:
@@ -127,8 +162,8 @@ def _existing(system: str) -> node.Lab:
     return lab
 
 
-def _write_inventory(lab: node.Lab) -> None:
-    """Write what the inventory plugin of inventories/demo reads: the nodes, their groups, the researchers' key."""
+def _write_inventory(lab: node.Lab, nfs: bool) -> None:
+    """Write what the inventory plugin of inventories/demo reads: nodes, groups, and what the inventory asks of us."""
     key = state_dir() / "researcher"
     if not key.exists():
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "researcher", "-f", str(key)]
@@ -138,7 +173,8 @@ def _write_inventory(lab: node.Lab) -> None:
     children: dict[str, dict[str, dict[str, Any]]] = {
         group: {"hosts": {host: {} for host in hosts}} for group, hosts in GROUPS.items()
     }
-    document = {"all": {"hosts": node.inventory(lab), "vars": {"demo_keys": [public]}, "children": children}}
+    variables = {"demo_keys": [public], "demo_volumes": not nfs}
+    document = {"all": {"hosts": node.inventory(lab), "vars": variables, "children": children}}
     (state_dir() / "hosts.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

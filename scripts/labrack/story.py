@@ -20,6 +20,8 @@ from .testnode.docker import LabError
 
 #: Where the script plays, and where ben has no job. The researchers are those of inventories/demo.
 HEAD, WORKER, OTHER_WORKER = "head", "node1", "node2"
+#: What ada's training leaves for everybody.
+CHECKPOINT = "/checkpoints/step-1000.txt"
 #: Seconds for Slurm to do what it is waited for.
 PATIENCE = 60.0
 QUEUE = "squeue -o '%.5i %.6u %.6j %.8T %.6M %R'"
@@ -59,6 +61,7 @@ class Story:
         (cards,) = next(node.gpus for node in self._status().nodes if node.name == WORKER)
         try:
             self._train(f"gpu:{cards.type}:{cards.total}")
+            self._share()
             ben = self._queue_up(f"gpu:{cards.type}:1")
             self._take_turns(ben)
             self._knock()
@@ -68,9 +71,19 @@ class Story:
 
     def _train(self, gres: str) -> None:
         self._tell(f"Ada trains a model on both cards of {WORKER}.")
-        printed = self._do("ada", f"sbatch --job-name=train --gres={gres} --wrap 'sleep 600'")
+        work = f"echo loss 0.31, by $USER on $(hostname) > {CHECKPOINT}; sleep 600"
+        printed = self._do("ada", f"sbatch --job-name=train --gres={gres} --wrap '{work}'")
         expect(re.search(r"Submitted batch job \d+", printed), "ada's job is accepted", printed)
         until("ada's job runs", self._status, lambda seen: _states(seen) == {"ada": "running"})
+
+    def _share(self) -> None:
+        self._tell(
+            f"What she writes on {WORKER}, Ben reads on {OTHER_WORKER}: every node has the same files and people."
+        )
+        command = f"srun --nodelist={OTHER_WORKER} sh -c 'hostname; cat {CHECKPOINT}; stat -c \"%U %n\" {CHECKPOINT}'"
+        printed = self._do("ben", command)
+        wanted = [OTHER_WORKER, f"loss 0.31, by ada on {WORKER}", f"ada {CHECKPOINT}"]
+        expect(printed.splitlines() == wanted, f"ben reads ada's file on {OTHER_WORKER}", printed)
 
     def _queue_up(self, gres: str) -> subprocess.Popen[str]:
         self._tell("Ben wants to debug on one such card. None is free, so Slurm gives him a place in the queue.")
@@ -122,8 +135,8 @@ class Story:
         self._print(Text(denied[0]))
 
     def _clear(self) -> None:
-        """End whatever the two have left in the queue, and wait until it is gone."""
-        self.ssh.output(f"root@{HEAD}", "scancel -u ada && scancel -u ben")
+        """End whatever the two have left in the queue, wait until it is gone, and take their file away."""
+        self.ssh.output(f"root@{HEAD}", f"scancel -u ada && scancel -u ben && rm -f {CHECKPOINT}")
         until("an empty queue", self._status, lambda seen: not seen.jobs)
 
     def _status(self) -> status.Status:

@@ -41,6 +41,7 @@ ORDER = (
     "test_membership",
     "test_undo",
     "test_golden_rule",
+    "test_storage_client",
     "test_mirror",
     "test_gpu_host",
     "test_driver_and_jobs",

@@ -151,8 +151,31 @@ def test_demo_has_the_nodes_and_researchers_of_its_inventory() -> None:
     inventory = ROOT / "inventories/demo"
     assert {host for hosts in demo.GROUPS.values() for host in hosts} == set(demo.CARDS)
     assert {story.HEAD, story.WORKER, story.OTHER_WORKER} <= set(demo.CARDS)
-    users = yaml.safe_load((inventory / "group_vars/all/lab.yml").read_text())["lab_users"]
-    assert {user["name"] for user in users} == {"ada", "ben"}
+    lab = yaml.safe_load((inventory / "group_vars/all/lab.yml").read_text())
+    assert {user["name"] for user in lab["lab_users"]} == {"ada", "ben"}
+    shared = {one["path"]: int(one.get("mode", "755"), 8) for one in lab["lab_directories"]}
+    assert shared == demo.SHARED and story.CHECKPOINT.startswith("/checkpoints/")
+    assert [group["gid"] for group in lab["lab_groups"]] == [demo.GROUP_ID]
+
+
+@pytest.mark.parametrize(
+    ("filesystems", "nfs"),
+    [("nodev\tsysfs\n\text4\n", False), ("nodev\tnfs4\n", False), ("nodev\tnfs4\nnodev\tnfsd\n", True)],
+)
+def test_demo_shares_by_nfs_where_the_kernel_has_both_sides_of_it(tmp_path: Path, filesystems: str, nfs: bool) -> None:
+    (tmp_path / "filesystems").write_text(filesystems)
+    assert demo.kernel_has_nfs(tmp_path / "filesystems") is nfs
+    spec = demo._spec("debian13", nfs)
+    assert {member.name for member in spec.nodes if member.volumes} == ({"head"} if nfs else set(demo.CARDS))
+
+
+def test_demo_that_is_there_keeps_its_way_to_share(state: Path) -> None:
+    state.mkdir()
+    assert not demo._shares_by_nfs()
+    for nfs in (False, True):
+        lab = node.Lab(demo.LAB, tuple(node.Node(name, name, "debian13", "", 1, 0) for name in demo.CARDS), state)
+        demo._write_inventory(lab, nfs)
+        assert demo._shares_by_nfs() is nfs
 
 
 def test_installed_package_carries_what_the_demo_reads() -> None:

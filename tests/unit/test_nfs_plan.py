@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -40,7 +38,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.quota_plan import (
     Usage,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import Directory, inside
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, unit_of_path
 from ansible_collections.labrack.infra.plugins.modules import nfs_server as module
 
 ROOT_DISK = Filesystem("/", "/dev/sda1", "ext4", "8:1", Quotas({"user": OFF, "project": OFF}))
@@ -286,28 +284,12 @@ def test_another_source_under_a_mount_waits() -> None:
     assert "mount /home: shows /srv/lab/people in place of what it has (drain)" in summaries(pending)
 
 
-def test_unit_names() -> None:
-    assert nfs_plan.unit_name("/home") == "home.mount"
-    assert nfs_plan.unit_name("/a-b/.c/") == "a\\x2db-.c.mount"
-    assert nfs_plan.unit_name("/.x", "automount") == "\\x2ex.automount"
-    assert nfs_plan.unit_name("/") == "-.mount"
-
-
 PATH_LETTERS = st.text(st.characters(codec="utf-8", exclude_characters="/\0\n", exclude_categories=("Cs",)), min_size=1)
-
-
-@pytest.mark.skipif(shutil.which("systemd-escape") is None, reason="no systemd-escape on this machine")
-def test_unit_names_are_those_of_systemd_escape() -> None:
-    parts = ["home", "a-b", ".hidden", "x.y", "ä ö", "100%", "a\\b", "_:@+~", "-", "..."]
-    paths = [f"/{one}/{other}" for one in parts for other in parts] + [f"/{one}" for one in parts]
-    argv = ["systemd-escape", "--path", "--suffix=mount", "--", *paths]
-    printed = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
-    assert [nfs_plan.unit_name(path) for path in paths] == printed
 
 
 @given(st.lists(PATH_LETTERS, min_size=1, max_size=4))
 def test_a_units_name_stands_for_one_path(parts: list[str]) -> None:
-    name = nfs_plan.unit_name("/" + "/".join(parts)).removesuffix(".mount")
+    name = unit_of_path("/" + "/".join(parts), "mount").removesuffix(".mount")
     assert not name.startswith(".") and "/" not in name
     plain = [bytes(part.encode()) for part in parts]
     decoded = [one.encode().decode("unicode_escape").encode("latin-1") for one in name.split("-")]

@@ -173,6 +173,15 @@ def test_tunnels_and_isolation_are_asked_for() -> None:
     assert sorted(set(flags) - set(plain)) == ["--device-cgroup-rule=c 10:200 rwm", "--dns=127.0.0.1"]
 
 
+def test_nodes_share_the_volumes_that_they_name() -> None:
+    spec = node.NodeSpec("w1", volumes=(("home", "/home"), ("own", "/srv/w1")))
+    flags = set(node.run_flags("lab", spec, 40002)) - set(node.run_flags("lab", node.NodeSpec("w1"), 40002))
+    assert sorted(flags) == [
+        "--mount=type=volume,source=lab-home,target=/home,volume-nocopy",
+        "--mount=type=volume,source=lab-own,target=/srv/w1,volume-nocopy",
+    ]
+
+
 def test_inventory_checks_host_keys() -> None:
     variables = node.inventory(LAB)["w1"]
     assert variables["ansible_host"] == "127.0.0.1"

@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Start a lab of test nodes, hand out its inventory, and take it away.
 
-A lab is one Docker network and one container per node. Its state directory holds nodes.json, the admin's key pair
-and the pinned host keys, so that a later command finds the lab again.
+A lab is one Docker network, one container per node, and the volumes that the nodes ask for. Its state directory holds
+nodes.json, the admin's key pair and the pinned host keys, so that a later command finds the lab again.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class NodeSpec:
     nvswitches: int = 0
     #: It may make tunnels: /dev/net/tun is there.
     tun: bool = False
+    #: Volumes by name, and where they are mounted; empty when they are made. Nodes that name the same one share it.
+    volumes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def up(spec: LabSpec, state_dir: Path, say: Say) -> Lab:
     lab.known_hosts.write_text("", encoding="utf-8")
     try:
         docker("network", "create", "--label", f"{LABEL}={spec.name}", network_name(spec.name))
+        for name in sorted({name for member in spec.nodes for name, _path in member.volumes}):
+            docker("volume", "create", "--label", f"{LABEL}={spec.name}", volume_name(spec.name, name))
         ports = free_ports(len(spec.nodes))
         with ThreadPoolExecutor(max_workers=max(len(spec.nodes), 1)) as pool:
             jobs = [
@@ -167,7 +171,7 @@ def load(state_dir: Path) -> Lab:
 
 
 def down(name: str, state_dir: Path, say: Say) -> None:
-    """Take a lab away: its containers, its network and its files in the state directory. A missing lab is no error."""
+    """Take a lab away: containers, network, volumes, and files in the state directory. A missing lab is no error."""
     count = len(_containers(name))
     _remove(name)
     for file in ("nodes.json", "id_ed25519", "id_ed25519.pub", "known_hosts"):
@@ -267,6 +271,10 @@ def run_flags(lab: str, node: NodeSpec, port: int, isolated: bool = False) -> li
         *(f"--device-cgroup-rule=c {NVIDIA_MAJOR}:{minor} rwm" for minor in minors),
         *([f"--device-cgroup-rule=c {TUN_MAJOR}:{TUN_MINOR} rwm"] if node.tun else []),
         *(["--dns=127.0.0.1"] if isolated else []),
+        *(
+            f"--mount=type=volume,source={volume_name(lab, name)},target={path},volume-nocopy"
+            for name, path in node.volumes
+        ),
         "--tmpfs=/run",
         "--tmpfs=/run/lock",
     ]
@@ -275,6 +283,11 @@ def run_flags(lab: str, node: NodeSpec, port: int, isolated: bool = False) -> li
 def network_name(lab: str) -> str:
     """The name of a lab's Docker network."""
     return f"{lab}-net"
+
+
+def volume_name(lab: str, name: str) -> str:
+    """The name of a volume of a lab's nodes."""
+    return f"{lab}-{name}"
 
 
 def container_name(lab: str, node: str) -> str:
@@ -292,6 +305,9 @@ def _remove(lab: str) -> None:
         docker("rm", "-f", "-v", *containers)
     if docker("network", "ls", "-q", "--filter", f"label={LABEL}={lab}").stdout:
         docker("network", "rm", network_name(lab))
+    volumes = docker("volume", "ls", "-q", "--filter", f"label={LABEL}={lab}").stdout.split()
+    if volumes:
+        docker("volume", "rm", *volumes)
 
 
 def _make_key(path: Path) -> None:

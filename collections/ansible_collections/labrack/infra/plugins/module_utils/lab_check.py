@@ -16,6 +16,10 @@ from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDE
 from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_facts, check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_headscale import check_headscale
 from ansible_collections.labrack.infra.plugins.module_utils.rules_host import check_host_facts, check_host_variables
+from ansible_collections.labrack.infra.plugins.module_utils.rules_nfs_client import (
+    check_nfs_client,
+    check_nfs_client_facts,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
 from ansible_collections.labrack.infra.plugins.module_utils.rules_storage import (
     check_storage,
@@ -37,6 +41,7 @@ SYSTEMS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04", "26.04")}
 SLURM_GROUPS = ("slurm_controller", "slurm_database", "slurm_worker", "slurm_login")
 #: Variables that describe the lab, so that one value must hold on every host.
 LAB_WIDE = (
+    "lab_directories",
     "lab_orchestrator",
     "lab_tailnet",
     "lab_users",
@@ -80,6 +85,7 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_host_variables(variables)]
         findings += [_on(host, finding) for finding in check_tailnet(variables)]
         findings += [_on(host, finding) for finding in check_storage(inventory, variables)]
+        findings += [_on(host, finding) for finding in check_nfs_client(host, inventory)]
         for name, value in variables.items():
             findings += [_on(host, finding) for finding in _check_placeholders((name,), name, value)]
         if _orchestrator(variables) == "slurm":
@@ -100,6 +106,7 @@ def check_facts(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_host_facts(host, variables, facts)]
         findings += [_on(host, finding) for finding in check_tailnet_facts(host, inventory)]
         findings += [_on(host, finding) for finding in check_storage_facts(host, inventory)]
+        findings += [_on(host, finding) for finding in check_nfs_client_facts(host, inventory)]
         if _orchestrator(variables) != "slurm":
             continue
         findings += [_on(host, finding) for finding in _check_system(host, facts)]

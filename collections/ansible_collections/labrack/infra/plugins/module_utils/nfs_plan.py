@@ -22,7 +22,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.storage_layout impor
     inside,
     on_server,
 )
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service, unit_of_path
 
 EXPORTS = "/etc/exports.d/labrack.exports"
 CONF = "/etc/nfs.conf.d/labrack.conf"
@@ -37,8 +37,6 @@ SERVER = "nfs-server"
 RPC_UNITS = ("rpcbind.socket", "rpcbind.service", "rpc-statd.service")
 #: What the kernel says it serves, in /proc/fs/nfsd/versions, once the configuration has been read.
 SERVED = frozenset(("-3", "+4", "-4.0", "-4.1", "+4.2"))
-#: The letters of a unit's name that stand for themselves (systemd.unit(5), STRING ESCAPING).
-PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
 
 Exports = Mapping[str, Mapping[str, str]]
 
@@ -210,27 +208,9 @@ class Observed:
 # --- names and texts -------------------------------------------------------------------------------------------------
 
 
-def unit_name(path: str, suffix: str = "mount") -> str:
-    """Return the name of the unit of a mount point, as ``systemd-escape --path --suffix=mount`` does."""
-    parts = [part for part in path.split("/") if part]
-    if not parts:
-        return f"-.{suffix}"
-    escaped = []
-    for part in parts:
-        letters = [letter if letter in PLAIN else _hexadecimal(letter) for letter in part]
-        escaped.append("".join(letters))
-    name = "-".join(escaped)
-    # a unit's name must not begin with a dot
-    return f"{_hexadecimal('.') + name[1:] if name.startswith('.') else name}.{suffix}"
-
-
-def _hexadecimal(letter: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in letter.encode())
-
-
 def unit_path(path: str) -> str:
     """Return the file of the unit of a mount point."""
-    return f"{UNITS}/{unit_name(path)}"
+    return f"{UNITS}/{unit_of_path(path, 'mount')}"
 
 
 def unit_text(directory: Directory, guard: str) -> str:
@@ -254,7 +234,9 @@ def conf_text(threads: int, grace: int) -> str:
 
 def order_text(mounts: Iterable[str]) -> str:
     """Return what makes the NFS server start after these mounts, and without those that fail."""
-    units = "".join(f"Wants={name}\nAfter={name}\n" for name in (unit_name(mount) for mount in sorted(set(mounts))))
+    units = "".join(
+        f"Wants={name}\nAfter={name}\n" for name in (unit_of_path(mount, "mount") for mount in sorted(set(mounts)))
+    )
     return f"{HEADER}[Unit]\n{units}"
 
 
@@ -523,7 +505,7 @@ def _plan_binds(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> list
     for path, one in sorted(bound.items()):
         if path in out:
             continue
-        unit, file = unit_name(path), unit_path(path)
+        unit, file = unit_of_path(path, "mount"), unit_path(path)
         text = unit_text(one, guard_of(one, state.fstab))
         files += [
             replace(change, step=("write", file, text))
@@ -540,7 +522,7 @@ def _plan_binds(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> list
     changes = files + enables + changes
     for path in sorted(set(state.record.mounts) - set(bound) - set(out)):
         mounted = path in state.filesystems
-        unit = unit_name(path)
+        unit = unit_of_path(path, "mount")
         if mounted:
             changes.append(Change(f"mount {path}", "unmounted, its source stays", "drain", step=("stop", unit)))
         changes += [

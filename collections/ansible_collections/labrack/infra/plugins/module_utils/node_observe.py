@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ansible_collections.labrack.infra.plugins.module_utils import hardware_observe
+from ansible_collections.labrack.infra.plugins.module_utils import hardware_observe, mount_observe
 from ansible_collections.labrack.infra.plugins.module_utils.driver_observe import (
     DRIVER_PACKAGES,
     observe_driver,
@@ -80,6 +80,7 @@ def observe_node(
     runner: Runner = run,
     smi_runner: Runner = run_smi,
     environ: Mapping[str, str] = os.environ,
+    paths: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the facts of the module ``node_facts`` (its RETURN block has the schema)."""
     system = os_release(root)
@@ -108,6 +109,7 @@ def observe_node(
         "virt": virt,
         "python": platform.python_version(),
         "connection_user": connection_user(environ),
+        "connection_home": connection_home(environ),
         "cpu": cpu_topology(root),
         "memory_mib": memory_mib(root),
         "addresses": addresses(runner),
@@ -116,6 +118,8 @@ def observe_node(
         "rdma": hardware_observe.rdma(root),
         "disks": hardware_observe.disks(root),
         "fstab": hardware_observe.fstab(root),
+        "places": mount_observe.read_places(paths, root),
+        "nfs": mount_observe.kernel_has_nfs(root, runner) if paths else None,
         "gpus": [{**gpu, **more} for gpu, more in zip(gpus, details)],
         "nvidia": observe_driver(root, nvidia, gpus, smi.out, installed, kernels, flavour, xids),
         "runtime": observe_runtime(root, installed),
@@ -168,6 +172,14 @@ def connection_user(environ: Mapping[str, str] = os.environ) -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
+
+
+def connection_home(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the home of the user who logged in, "" for a user that the name service does not know."""
+    try:
+        return pwd.getpwnam(connection_user(environ)).pw_dir
+    except KeyError:
+        return ""
 
 
 def cpu_topology(root: Path = ROOT) -> Cpu:

@@ -5,12 +5,16 @@
 from __future__ import annotations
 
 import os
+import string
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import run
+
+#: What systemd takes into a unit's name as it is.
+_PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,18 @@ def is_active(unit: str, root: Path = Path("/")) -> bool:
 def full_name(unit: str) -> str:
     """Return a unit's name with its suffix."""
     return unit if "." in unit else f"{unit}.service"
+
+
+def unit_of_path(path: str, kind: str) -> str:
+    """Return the name of the unit of a path, as ``systemd-escape --path --suffix=KIND`` prints it (systemd.unit(5))."""
+    parts = [part for part in path.split("/") if part]
+    name = "-".join(_escaped(part, first=place == 0) for place, part in enumerate(parts))
+    return f"{name or '-'}.{kind}"
+
+
+def _escaped(part: str, first: bool) -> str:
+    escaped = "".join(chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in part.encode())
+    return f"\\x2e{escaped[1:]}" if first and escaped.startswith(".") else escaped
 
 
 def _started(pid: str) -> float:

@@ -248,6 +248,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
     act,
     daemon_reload,
     observe_services,
+    unit_of_path,
 )
 
 SIZE = {"type": "str"}
@@ -424,7 +425,7 @@ def observe(wanted: Wanted, limited: bool) -> Observed:
     record = nfs_plan.Record.read(record_file.text if record_file else None)
     units = sorted({*(one.path for one in bound), *record.mounts})
     files.update({nfs_plan.unit_path(path): node_io.observe_file(nfs_plan.unit_path(path)) for path in units})
-    names = [nfs_plan.unit_name(path) for path in units]
+    names = [unit_of_path(path, "mount") for path in units]
     if wanted.serving or files[nfs_plan.CONF] or files[nfs_plan.EXPORTS]:
         names.append(nfs_plan.SERVER)
     state = Observed(

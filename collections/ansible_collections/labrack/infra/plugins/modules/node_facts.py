@@ -19,6 +19,11 @@ options:
     type: list
     elements: str
     default: []
+  paths:
+    description: Paths of directories that the lab shares, or where each node has its scratch.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Only reads, in check mode as well.
@@ -114,6 +119,10 @@ ansible_facts:
           description: The user who logged in, behind sudo.
           returned: always
           type: str
+        connection_home:
+          description: That user's home, empty where the name service does not know the user.
+          returned: always
+          type: str
         cpu:
           description: C(cpus), C(boards), C(sockets), C(cores_per_socket) and C(threads_per_core).
           returned: always
@@ -156,6 +165,19 @@ ansible_facts:
           returned: always
           type: list
           elements: dict
+        places:
+          description:
+            - What is at each of O(paths), by path.
+            - C(kind) is C(directory), C(missing), C(other) (a file or a link) or C(unknown) (below a server's mount).
+              C(fstype) and C(device) are those of what is mounted on it, empty for nothing. C(point) is where the file
+              system is mounted that it lies on, and C(remote) whether that is a server's.
+            - C(entries) are the first few names in it, none where something is mounted on it.
+          returned: always
+          type: dict
+        nfs:
+          description: Whether the kernel can mount NFSv4; null without O(paths).
+          returned: always
+          type: bool
         gpus:
           description:
             - The cards, each with C(index), C(minor), C(uuid), C(name), C(memory_mib), C(pci), C(device), C(mig) and
@@ -260,10 +282,14 @@ from ansible_collections.labrack.infra.plugins.module_utils.node_observe import 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={"packages": {"type": "list", "elements": "str", "default": []}},
+        argument_spec={
+            "packages": {"type": "list", "elements": "str", "default": []},
+            "paths": {"type": "list", "elements": "str", "default": []},
+        },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, ansible_facts={"labrack_node": observe_node(module.params["packages"])})
+    node = observe_node(module.params["packages"], paths=module.params["paths"])
+    module.exit_json(changed=False, ansible_facts={"labrack_node": node})
 
 
 if __name__ == "__main__":

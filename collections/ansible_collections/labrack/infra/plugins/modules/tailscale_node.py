@@ -181,6 +181,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.labrack.infra.plugins.module_utils import (
     apt_source,
     node_io,
+    path_mtu,
     systemd,
     tailscale_plan,
     tailscale_prefs,
@@ -218,8 +219,6 @@ PATIENCE = 15.0
 SETTLE = 5.0
 LOGIN_TIMEOUT = 90
 SERVER_TIMEOUT = 10.0
-#: Bytes of the IPv4 and ICMP headers, which ping(8) adds.
-HEADERS = 28
 SIZES = (TUNNEL_MTU, 1200, 1000, 576)
 VERSIONLOCK = "/etc/dnf/plugins/versionlock.list"
 SECRET = re.compile(r"\b[th]skey-[A-Za-z]+-[^\s\"']+")
@@ -375,25 +374,14 @@ def server_problem(url: str) -> str:
     return ""
 
 
-def passes(size: int, peer: str) -> bool:
-    """Return whether a packet of ``size`` bytes comes to a peer unbroken."""
-    options = ["-n", "-q", "-c", "2", "-i", "0.2", "-W", "2", "-M", "do", "-s", str(size - HEADERS)]
-    return node_io.run(["ping", *options, peer], timeout=20.0).rc == 0
-
-
 def measure(peers: Sequence[str]) -> dict[str, int]:
     """Return by peer the biggest packet in bytes that comes through unbroken, 0 for none; all peers at the same time.
 
-    ping(8) with the DF bit; sizes are those of :data:`SIZES`.
+    Sizes are those of :data:`SIZES`.
     """
-    found: dict[str, int] = {}
-    left = [peer for peer in peers if peer]
-    with ThreadPoolExecutor(max_workers=max(len(left), 1)) as pool:
-        for size in SIZES:
-            through = list(pool.map(partial(passes, size), left))
-            found.update({peer: size for peer, came in zip(left, through) if came})
-            left = [peer for peer in left if peer not in found]
-    return {**found, **dict.fromkeys(left, 0)}
+    asked = [peer for peer in peers if peer]
+    with ThreadPoolExecutor(max_workers=max(len(asked), 1)) as pool:
+        return dict(zip(asked, pool.map(partial(path_mtu.biggest, sizes=SIZES), asked)))
 
 
 def observe(wanted: Wanted, family: str) -> Observed:
