@@ -188,12 +188,13 @@ def test_homes_are_made_where_they_are() -> None:
     entries = [{"path": "/home", "source": "/srv/lab/home"}, {"path": "/data", "provided": True}]
     groups = {"lab_head": ["head"], "lab_workers": ["node1"], "nfs_server": ["node1"]}
     home, data = lab_places(entries, "head", groups)
-    assert home == {"path": "/home", "source": "/srv/lab/home", "makes": False, "provided": False}
+    assert home == {"path": "/home", "source": "/srv/lab/home", "makes": False, "provided": False, "shared": True}
     assert data["source"] == "/data" and not data["makes"]
     assert all(one["makes"] for one in lab_places(entries, "node1", groups))
     alone = {"lab_head": ["head"], "lab_workers": ["node1"]}
     assert [one["makes"] for one in lab_places(entries, "head", alone)] == [True, True]
     assert [one["makes"] for one in lab_places(entries, "node1", alone)] == [True, False]
+    assert [one["shared"] for one in lab_places(entries, "node1", alone)] == [False, True]
 
 
 def test_who_works_elsewhere_can_not_go() -> None:

@@ -25,7 +25,15 @@ def lab_places(
             one = replace(one, server=lab[0])
         makes = one.local_to(host)
         source = one.path if one.provided else one.source
-        found.append({"path": one.path, "source": source, "makes": makes, "provided": one.provided})
+        found.append(
+            {
+                "path": one.path,
+                "source": source,
+                "makes": makes,
+                "provided": one.provided,
+                "shared": bool(one.server),
+            }
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
 
+MOUNTS = "/proc/self/mountinfo"
 #: The file systems whose files have owners and lie on this machine; a container's / is an overlay.
 LOCAL = re.compile(r"ext[234]|xfs|btrfs|zfs|f2fs|bcachefs|jfs|tmpfs|ramfs")
 #: What containers and virtual machines have here: a number there is not the user who has it outside.

@@ -196,6 +196,12 @@ def migrate_command(name: str, uid: int | None) -> str:
     return f"ansible-playbook labrack.infra.uid_migrate -e user={name} -e uid={uid or 'NUMBER'}"
 
 
+def own_gid(entry: Mapping[str, Any], named: Mapping[str, int]) -> int | None:
+    """Return the GID of a user's own group, by the entry of ``lab_users``; None for somebody in a shared one."""
+    group, gid = primary_group(entry, named)
+    return gid if group == entry["name"] and group not in named else None
+
+
 @dataclass(frozen=True)
 class SubidRange:
     """A range of subuid(5) or subgid(5); ``owner`` is a name, or a UID as text."""

@@ -153,6 +153,11 @@ options:
           - Whether something else than labrack mounts it.
         type: bool
         default: false
+      shared:
+        description:
+          - Whether other hosts see the same files; this module asks C(makes) alone.
+        type: bool
+        default: false
 """
 
 EXAMPLES = r"""
@@ -220,13 +225,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.labrack.infra.plugins.module_utils import home_archive, node_io, owned_files, users_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
+from ansible_collections.labrack.infra.plugins.module_utils.people_observe import (
+    CommandError,
+    execute,
+    jobs_of,
+    processes_of,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
 from ansible_collections.labrack.infra.plugins.module_utils.users_plan import (
     Account,
@@ -274,24 +284,19 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "source": {"type": "str", "required": True},
             "makes": {"type": "bool", "required": True},
             "provided": {"type": "bool", "default": False},
+            "shared": {"type": "bool", "default": False},
         },
     },
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
 SKELETON = "/etc/skel"
 SHADOW = "/etc/shadow"
-MOUNTS = "/proc/self/mountinfo"
-#: Slurm's states of jobs that run or will.
-OPEN_JOBS = "--states=PENDING,RUNNING,SUSPENDED"
 #: Seconds for Slurm to end jobs, and between two looks.
-CANCEL_PATIENCE, CANCEL_PAUSE = 15.0, 0.5
+CANCEL_PATIENCE = 15.0
+CANCEL_PAUSE = 0.5
 
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
-
-
-class CommandError(RuntimeError):
-    """A command that failed; the message holds it and what it said."""
 
 
 def observe(registry: Registry, elsewhere: tuple[str, ...] = ()) -> Node:
@@ -386,35 +391,10 @@ def reasons_to_keep(node: Node, account: Account, name: str, archive: str) -> li
     others = sorted(other for other, one in node.accounts.items() if other != name and inside(one.home, home))
     if others:
         why.append(f"{home} is also the home of {others[0]}")
-    points = owned_files.mounts_below(os.path.realpath(home), node_io.read_text(MOUNTS) or "")
+    points = owned_files.mounts_below(os.path.realpath(home), node_io.read_text(owned_files.MOUNTS) or "")
     if points:
         why.append(f"something is mounted at {points[0]}")
     return why
-
-
-def processes_of(uids: set[int]) -> dict[int, int]:
-    """Return how many processes each of these users has here, by real or effective UID."""
-    found: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/status"):
-        text = node_io.read_text(status) or ""
-        numbers = next((line.split()[1:3] for line in text.splitlines() if line.startswith("Uid:")), [])
-        for uid in {int(number) for number in numbers} & uids:
-            found[uid] = found.get(uid, 0) + 1
-    return found
-
-
-def jobs_of(names: Iterable[str]) -> dict[str, int] | str:
-    """Return how many jobs these users have in Slurm, none where it is not installed; a sentence when it is silent."""
-    names = sorted(names)
-    if not names:
-        return {}
-    done = node_io.run(["squeue", "--noheader", OPEN_JOBS, f"--user={','.join(names)}", "--format=%u"], timeout=30.0)
-    if done.rc == 127:
-        return {}
-    if done.rc:
-        return f"Slurm does not say whether they have jobs ({(done.err or done.out).strip()[:200]})"
-    owners = done.out.split()
-    return {name: owners.count(name) for name in names if name in owners}
 
 
 def open_sessions() -> dict[str, int]:
@@ -488,13 +468,6 @@ def write_sudoers(wanted: node_io.FileState) -> None:
         draft.flush()
         execute(["visudo", "-cf", draft.name])
     node_io.write_file(users_plan.SUDOERS, wanted)
-
-
-def execute(argv: list[str]) -> None:
-    """Run a command (CommandError when it fails)."""
-    done = node_io.run(argv)
-    if done.rc:
-        raise CommandError(f"{' '.join(argv)} failed: {(done.err or done.out).strip()}")
 
 
 def apply(changes: list[Change], node: Node, registry: Registry, params: Mapping[str, Any]) -> list[str]:
@@ -603,7 +576,7 @@ def main() -> None:
         waiting = users_plan.waiting(node, registry)
         for words in waiting:
             module.warn(words)
-        mountinfo = node_io.read_text(MOUNTS) or ""
+        mountinfo = node_io.read_text(owned_files.MOUNTS) or ""
         left = {
             name: dict(zip(("paths", "more", "complete"), owned_files.left_files(uid, mountinfo, homes)))
             for name, (uid, homes) in going.items()
