@@ -38,8 +38,23 @@ def apply(node: Node, wanted: Registry, changes: list[Change], exclusive: bool =
     users = {user.name: user for user in wanted.users}
     accounts, groups, homes, keys = dict(node.accounts), dict(node.groups), dict(node.homes), dict(node.keys)
     sudoers, record, subids, archived = node.sudoers, node.record, dict(node.subids), set[str]()
+    for line in users_plan.sysusers(changes, wanted).splitlines():
+        kind, name, numbers, *_more = line.split()
+        if kind == "g":
+            assert name not in groups and int(numbers) not in {group.gid for group in groups.values()}
+            groups[name] = Group(int(numbers))
+        else:
+            uid, gid = map(int, numbers.split(":"))
+            assert uid not in {one.uid for one in accounts.values()} and gid in {one.gid for one in groups.values()}
+            comment = line.split('"')[1]
+            accounts[name] = Account(uid, gid, f"/home/{name}", comment)
+    for group, names in users_plan.members(changes, node).items():
+        assert set(names) <= set(accounts)
+        groups[group] = replace(groups[group], members=frozenset(names))
     for change in changes:
         verb, *rest = change.step
+        if verb in ("make", "join", "leave"):
+            continue
         if verb == "home":
             homes[users_plan.home_of(node, users[rest[0]])] = accounts[rest[0]].uid
         elif verb == "keys":
@@ -76,16 +91,7 @@ def run(argv: list[str], accounts: dict[str, Account], groups: dict[str, Group])
     command, *rest = argv
     name = rest[-1]
     options = dict(itertools.pairwise(rest))
-    if command == "groupadd":
-        assert name not in groups and int(options["--gid"]) not in {group.gid for group in groups.values()}
-        groups[name] = Group(int(options["--gid"]))
-    elif command == "useradd":
-        uid, gid = int(options["--uid"]), int(options["--gid"])
-        assert uid not in {account.uid for account in accounts.values()} and gid in {g.gid for g in groups.values()}
-        assert options["--password"] == "*" and ("SUB_UID_COUNT=0" in rest) == ("SUB_GID_COUNT=0" in rest)
-        expires = options.get("--expiredate", "")
-        accounts[name] = Account(uid, gid, options["--home-dir"], options["--comment"], expires=expires)
-    elif command == "userdel":
+    if command == "userdel":
         accounts.pop(name)
         for group, state in groups.items():
             groups[group] = replace(state, members=state.members - {name})
@@ -109,10 +115,7 @@ def run(argv: list[str], accounts: dict[str, Account], groups: dict[str, Group])
     elif command == "usermod":
         accounts[name] = replace(accounts[name], no_password_yet=False)
     else:
-        verb, user, group = rest
-        assert command == "gpasswd" and user in accounts
-        members = groups[group].members
-        groups[group] = replace(groups[group], members=members | {user} if verb == "--add" else members - {user})
+        raise AssertionError(f"unknown: {argv}")
 
 
 NAMED = [{"name": "vision", "gid": 3000}, {"name": "robots", "gid": 3001}]

@@ -17,9 +17,9 @@ class CommandError(RuntimeError):
     """A command that failed; the message holds it and what it said."""
 
 
-def execute(argv: list[str]) -> None:
+def execute(argv: list[str], stdin: str | None = None) -> None:
     """Run a command (CommandError when it fails)."""
-    done = run(argv)
+    done = run(argv, stdin)
     if done.rc:
         raise CommandError(f"{' '.join(argv)} failed: {(done.err or done.out).strip()}")
 

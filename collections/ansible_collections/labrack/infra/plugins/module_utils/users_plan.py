@@ -12,6 +12,7 @@ account, own group and home.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,8 +37,6 @@ SUBID_FIRST, SUBID_COUNT = 100000, 65536
 FIRST_NUMBER, LAST_NUMBER = 1000, 60000
 #: The states of somebody who left.
 LEFT = ("locked", "absent")
-#: Keeps useradd from choosing ranges by itself.
-NO_SUBIDS = ("--key", "SUB_UID_COUNT=0", "--key", "SUB_GID_COUNT=0")
 
 
 @dataclass(frozen=True)
@@ -355,7 +354,7 @@ def wanted_record(node: Node, registry: Registry) -> FileState | None:
     gone = {user.name for user in removed(node, registry)}
     kept = [user for user in made(node, registry) if user.name not in gone]
     users = (before["users"] & set(node.accounts) - gone) | {user.name for user in kept}
-    own = {user.group for user in registry.users if user.name in gone} - registry.shared
+    own = gone - registry.shared
     groups = (before["groups"] & set(node.groups) - own) | set(wanted_groups(node, registry))
     content = {"users": sorted(users), "groups": sorted(groups)}
     open_ = {user.name for user in registry.users if not user.locked}
@@ -426,10 +425,11 @@ def plan(node: Node, registry: Registry, keys_exclusive: bool = True, subids: bo
     """Return what is off, in the order in which it can be applied, for a node without :func:`refusals`.
 
     Steps: ``("run", *argv)``, ``("home", user)``, ``("keys", user)``, ``("archive", user)``, ``("delete", user)``,
-    ``("write"|"remove", path)``.
+    ``("group", name)``, ``("write"|"remove", path)``; and those that are made for everybody at once, before the rest:
+    ``("make", "group"|"user", name)`` by :func:`sysusers`, ``("join"|"leave", user, group)`` by :func:`members`.
     """
     changes = [
-        _run(f"group {name}", f"created with gid {gid}", "groupadd", "--gid", str(gid), name)
+        Change(f"group {name}", f"created with gid {gid}", step=("make", "group", name))
         for name, gid in sorted(wanted_groups(node, registry).items())
         if name not in node.groups
     ]
@@ -447,7 +447,7 @@ def plan(node: Node, registry: Registry, keys_exclusive: bool = True, subids: bo
         ours = user.name in record["locked"] and node.accounts[user.name].locked
         if ours:
             changes.append(_unlock(node.accounts[user.name], user))
-        changes += _plan_account(node, user, subids, ours or user.name in record["expires"])
+        changes += _plan_account(node, user, ours or user.name in record["expires"])
         changes += _plan_membership(user, member.get(user.name, set()), managed)
         if makes_home(node, user):
             home = home_of(node, user)
@@ -465,6 +465,36 @@ def plan(node: Node, registry: Registry, keys_exclusive: bool = True, subids: bo
     return changes
 
 
+def sysusers(changes: Iterable[Change], registry: Registry) -> str:
+    """Return what systemd-sysusers(8) reads to make these changes' groups and users, empty for none of them.
+
+    One process for everybody: useradd(8) rewrites and flushes every file for each user. The accounts have a locked
+    password, and no ranges for containers.
+    """
+    users = {user.name: user for user in registry.users}
+    lines = []
+    for verb, kind, name in (change.step[:3] for change in changes if change.step[0] == "make"):
+        assert verb == "make"
+        if kind == "group":
+            lines.append(f"g {name} {registry.groups[name]}\n")
+        else:
+            user = users[name]
+            comment = re.sub(r'([\\"])', r"\\\1", (user.comment or "").replace("%", "%%"))
+            lines.append(f'u {name} {user.uid}:{user.gid} "{comment}" /home/{name} /bin/bash\n')
+    return "".join(lines)
+
+
+def members(changes: Iterable[Change], node: Node) -> dict[str, list[str]]:
+    """Return the members that these changes leave in the groups that they touch, by group."""
+    found: dict[str, set[str]] = {}
+    for change in changes:
+        if change.step[0] in ("join", "leave"):
+            verb, user, group = change.step
+            there = found.setdefault(group, set(node.groups[group].members if group in node.groups else ()))
+            there.add(user) if verb == "join" else there.discard(user)
+    return {group: sorted(names) for group, names in found.items()}
+
+
 def _plan_removal(node: Node, user: User, registry: Registry) -> list[Change]:
     """Take somebody away: the home into the archive first, where this node has it, then the account, then the home."""
     home = home_of(node, user)
@@ -474,25 +504,25 @@ def _plan_removal(node: Node, user: User, registry: Registry) -> list[Change]:
             Change(f"directory {home}", "put into the archive, compared with it", step=("archive", user.name))
         )
     changes.append(_run(f"user {user.name}", "removed", "userdel", user.name))
-    # userdel takes the own group along where login.defs says so
-    own = user.group not in registry.shared and user.group in node.groups
-    if own:
-        changes.append(Change(f"group {user.group}", "removed", step=("group", user.group)))
+    # userdel takes the own group along where login.defs says so; one that is somebody else's as well stays
+    own = node.groups.get(user.name) if user.name not in registry.shared else None
+    if own and not any(one.gid == own.gid for name, one in node.accounts.items() if name != user.name):
+        changes.append(Change(f"group {user.name}", "removed", step=("group", user.name)))
     if makes_home(node, user) and home in node.homes:
         changes.append(Change(f"directory {home}", "removed", step=("delete", user.name)))
     return changes
 
 
-def _plan_account(node: Node, user: User, subids: bool, ours: bool) -> list[Change]:
+def _plan_account(node: Node, user: User, ours: bool) -> list[Change]:
     """``ours``: the last day of the account is one that labrack set, and nobody by hand."""
     subject = f"user {user.name}"
     account = node.accounts.get(user.name)
     if account is None:
-        numbers = ("--uid", str(user.uid), "--gid", str(user.gid))
-        rest = ("--home-dir", home_of(node, user), "--no-create-home", "--shell", "/bin/bash", "--password", "*")
-        more = ("--comment", user.comment or "", *(("--expiredate", user.expires) if user.expires else ()))
-        more += NO_SUBIDS if subids else ()
-        return [_run(subject, f"created with uid {user.uid}", "useradd", *numbers, *rest, *more, user.name)]
+        made_ = Change(subject, f"created with uid {user.uid}", step=("make", "user", user.name))
+        if not user.expires:
+            return [made_]
+        argv = ("usermod", "--expiredate", user.expires, user.name)
+        return [made_, _run(subject, f"expires: {user.expires}", *argv)]
     changes = []
     if account.gid != user.gid:
         summary = f"primary group {account.gid} → {user.gid}"
@@ -542,11 +572,11 @@ def _unlock(account: Account, user: User) -> Change:
 def _plan_membership(user: User, has: Collection[str], managed: Collection[str]) -> list[Change]:
     wanted = set(user.groups)
     joins = [
-        _run(f"user {user.name}", f"joins group {group}", "gpasswd", "--add", user.name, group)
+        Change(f"user {user.name}", f"joins group {group}", step=("join", user.name, group))
         for group in sorted(wanted - set(has))
     ]
     leaves = [
-        _run(f"user {user.name}", f"leaves group {group}", "gpasswd", "--delete", user.name, group)
+        Change(f"user {user.name}", f"leaves group {group}", step=("leave", user.name, group))
         for group in sorted(set(has) & set(managed) - wanted)
     ]
     return joins + leaves

@@ -458,7 +458,7 @@ def write_keys(path: str, user: User, wanted: node_io.FileState | None) -> None:
             return
         with suppress(FileExistsError):
             os.mkdir(os.path.dirname(path), 0o700)
-        node_io.write_file(path, wanted)
+        node_io.write_file(path, wanted, flush=False)
 
 
 def write_sudoers(wanted: node_io.FileState) -> None:
@@ -478,8 +478,11 @@ def apply(changes: list[Change], node: Node, registry: Registry, params: Mapping
     files = {file: users_plan.wanted_subids(node, registry, file) for file in users_plan.SUBID_FILES}
     files[users_plan.RECORD] = users_plan.wanted_record(node, registry)
     archives = []
+    make_accounts(changes, node, registry)
     for change in changes:
         verb, *rest = change.step
+        if verb in ("make", "join", "leave"):
+            continue
         if verb == "run" and rest[0] == "scancel":
             cancel_jobs(rest, change.subject.partition(" ")[2])
         elif verb == "run":
@@ -505,6 +508,19 @@ def apply(changes: list[Change], node: Node, registry: Registry, params: Mapping
             if wanted is not None:
                 node_io.write_file(rest[0], wanted)
     return archives
+
+
+def make_accounts(changes: list[Change], node: Node, registry: Registry) -> None:
+    """Make the groups and accounts and the membership in these changes, each for all at once (CommandError)."""
+    text = users_plan.sysusers(changes, registry)
+    if text:
+        execute(["systemd-sysusers", "-"], text)
+    made = [change.step[2] for change in changes if change.step[:2] == ("make", "user")]
+    if made:
+        # sysusers locks the password, and some sshd take that for a locked account
+        execute(["chpasswd", "--encrypted"], "".join(f"{name}:*\n" for name in made))
+    for group, names in users_plan.members(changes, node).items():
+        execute(["gpasswd", "--members", ",".join(names), group])
 
 
 def remove_group(name: str) -> None:
