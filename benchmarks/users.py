@@ -64,7 +64,7 @@ def call(closet: Closet, folder: Path, people: int) -> dict[str, Any]:
         "lab_orchestrator": "none",
     }
     (folder / "group_vars/all.json").write_text(json.dumps(variables))
-    run: Run = closet.play(str(folder / "people.yml"))
+    run: Run = closet.play(str(folder.parent / "people.yml"))
     seconds = {}
     for file in run.artifacts.glob("artifacts/*/job_events/*.json"):
         event = json.loads(file.read_text(encoding="utf-8"))
@@ -98,8 +98,9 @@ def main() -> None:
     node.down(options.lab, state, print)
     try:
         with tempfile.TemporaryDirectory(prefix="labrack-bench-") as name:
-            folder = Path(name)
-            (folder / "people.yml").write_text(PLAY)
+            folder = Path(name, "inventory")
+            folder.mkdir()
+            Path(name, "people.yml").write_text(PLAY)
             (folder / "hosts.yml").write_text("lab_head: {hosts: {head: }}\nlab_workers: {hosts: {node1: , node2: }}\n")
             closet = bring_up(options.lab, [NodeSpec(host, options.system) for host in HOSTS], folder, state)
             most = options.people
