@@ -153,6 +153,9 @@ def _default(option: Spec) -> str:
 
 def _undo(role: str, options: Spec, playbook: str) -> str:
     state = f"{role}_state"
+    for name, option in options.items():
+        if "absent" in option.get("options", {}).get("state", {}).get("choices", []):
+            return f"`state: absent` in an entry of `{name}`; the role removes nothing else that it made.\n"
     if "absent" not in options.get(state, {}).get("choices", []):
         return "Nothing: the role never removes what it made.\n"
     command = f"ansible-playbook {playbook} -i INVENTORY --tags {role} -e {state}=absent"

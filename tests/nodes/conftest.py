@@ -39,6 +39,7 @@ ORDER = (
     "test_pending",
     "test_faults",
     "test_membership",
+    "test_people",
     "test_undo",
     "test_golden_rule",
     "test_storage_client",

@@ -37,9 +37,24 @@ def apply(node: Node, wanted: Registry, changes: list[Change], exclusive: bool =
     """Make the changes on a simulated node, which understands the commands as a real one does."""
     users = {user.name: user for user in wanted.users}
     accounts, groups, homes, keys = dict(node.accounts), dict(node.groups), dict(node.homes), dict(node.keys)
-    sudoers, record = node.sudoers, node.record
+    sudoers, record, subids, archived = node.sudoers, node.record, dict(node.subids), set[str]()
+    for line in users_plan.sysusers(changes, wanted).splitlines():
+        kind, name, numbers, *_more = line.split()
+        if kind == "g":
+            assert name not in groups and int(numbers) not in {group.gid for group in groups.values()}
+            groups[name] = Group(int(numbers))
+        else:
+            uid, gid = map(int, numbers.split(":"))
+            assert uid not in {one.uid for one in accounts.values()} and gid in {one.gid for one in groups.values()}
+            comment = line.split('"')[1]
+            accounts[name] = Account(uid, gid, f"/home/{name}", comment)
+    for group, names in users_plan.members(changes, node).items():
+        assert set(names) <= set(accounts)
+        groups[group] = replace(groups[group], members=frozenset(names))
     for change in changes:
         verb, *rest = change.step
+        if verb in ("make", "join", "leave"):
+            continue
         if verb == "home":
             homes[users_plan.home_of(node, users[rest[0]])] = accounts[rest[0]].uid
         elif verb == "keys":
@@ -48,47 +63,59 @@ def apply(node: Node, wanted: Registry, changes: list[Change], exclusive: bool =
             if state:
                 assert users_plan.home_of(node, users[rest[0]]) in homes
                 keys[rest[0]] = state
+        elif verb == "archive":
+            archived.add(rest[0])
+        elif verb == "delete":
+            assert rest[0] in archived and rest[0] not in accounts, "first the archive, then the account, then the home"
+            assert homes.pop(users_plan.home_of(node, users[rest[0]])) == users[rest[0]].uid
+            keys.pop(rest[0], None)
+        elif verb == "group":
+            groups.pop(rest[0], None)
         elif verb in ("write", "remove"):
-            if rest[0] == users_plan.SUDOERS:
+            if rest[0] in users_plan.SUBID_FILES:
+                state = users_plan.wanted_subids(node, wanted, rest[0])
+                assert state is not None
+                subids[rest[0]] = state
+            elif rest[0] == users_plan.SUDOERS:
                 sudoers = users_plan.wanted_sudoers(wanted)
             else:
                 record = users_plan.wanted_record(node, wanted)
         else:
             run(rest, accounts, groups)
-    return Node(accounts, groups, homes, keys, sudoers, record)
+    return replace(
+        node, accounts=accounts, groups=groups, homes=homes, keys=keys, sudoers=sudoers, record=record, subids=subids
+    )
 
 
 def run(argv: list[str], accounts: dict[str, Account], groups: dict[str, Group]) -> None:
     command, *rest = argv
     name = rest[-1]
     options = dict(itertools.pairwise(rest))
-    if command == "groupadd":
-        assert name not in groups and int(options["--gid"]) not in {group.gid for group in groups.values()}
-        groups[name] = Group(int(options["--gid"]))
-    elif command == "useradd":
-        uid, gid = int(options["--uid"]), int(options["--gid"])
-        assert uid not in {account.uid for account in accounts.values()} and gid in {g.gid for g in groups.values()}
-        assert options["--password"] == "*"
-        accounts[name] = Account(uid, gid, options["--home-dir"], options["--comment"])
+    if command == "userdel":
+        accounts.pop(name)
+        for group, state in groups.items():
+            groups[group] = replace(state, members=state.members - {name})
+        if groups[name].members == frozenset() if name in groups else False:
+            del groups[name]
     elif command == "usermod" and "--gid" in options:
         accounts[name] = replace(accounts[name], gid=int(options["--gid"]))
     elif command == "usermod" and "--comment" in options:
         accounts[name] = replace(accounts[name], comment=options["--comment"])
     elif command == "usermod" and "--lock" in options:
         assert options["--expiredate"] == "1"
-        accounts[name] = replace(accounts[name], locked=True)
+        accounts[name] = replace(accounts[name], locked=True, expires="1970-01-02")
+    elif command == "usermod" and "--expiredate" in options and ("--unlock" in rest or "--password" in options):
+        assert "--unlock" in rest or options["--password"] == "*"
+        accounts[name] = replace(accounts[name], locked=False, no_password_yet=False, expires=options["--expiredate"])
     elif command == "usermod" and "--expiredate" in options:
-        assert options["--expiredate"] == "" and ("--unlock" in options or options["--password"] == "*")
-        accounts[name] = replace(accounts[name], locked=False, no_password_yet=False)
+        assert not accounts[name].locked, "a lock by hand would be opened"
+        accounts[name] = replace(accounts[name], expires=options["--expiredate"])
     elif command == "loginctl":
         accounts[name] = replace(accounts[name], sessions=0)
     elif command == "usermod":
         accounts[name] = replace(accounts[name], no_password_yet=False)
     else:
-        verb, user, group = rest
-        assert command == "gpasswd" and user in accounts
-        members = groups[group].members
-        groups[group] = replace(groups[group], members=members | {user} if verb == "--add" else members - {user})
+        raise AssertionError(f"unknown: {argv}")
 
 
 NAMED = [{"name": "vision", "gid": 3000}, {"name": "robots", "gid": 3001}]
@@ -108,40 +135,67 @@ def registries(draw: st.DrawFn) -> Registry:
         user["gid"] = draw(st.sampled_from([None, *(group["gid"] for group in groups)]))
         user["comment"] = draw(st.sampled_from([None, "", "Ada L"]))
         user["sudo"] = draw(st.booleans())
-        user["state"] = draw(st.sampled_from(["present", "present", "locked"]))
+        user["state"] = draw(st.sampled_from(["present", "present", "present", "locked", "absent"]))
+        user["expires"] = draw(st.sampled_from([None, None, "2027-03-31", "2028-01-01"]))
         users.append(user)
     return Registry.read(users, groups)
 
 
-@given(registries(), registries(), st.booleans())
-def test_any_registry_after_any_other(first: Registry, then: Registry, exclusive: bool) -> None:
-    node = FRESH
+#: What may be in the way of those who shall go, and which shared directories another host fills.
+HELD = st.sets(st.sampled_from(["ada", "bob", "cy"]))
+ELSEWHERE = st.sampled_from([(), ("/home",)])
+
+
+@given(registries(), registries(), st.booleans(), st.booleans(), HELD, ELSEWHERE)
+def test_any_registry_after_any_other(
+    first: Registry, then: Registry, exclusive: bool, subids: bool, held: set[str], elsewhere: tuple[str, ...]
+) -> None:
+    node = replace(FRESH, elsewhere=elsewhere, busy=dict.fromkeys(held, ("a process",)))
+    numbers = {name: account.uid for name, account in node.accounts.items()}
     for wanted in (first, then):
-        assert users_plan.refusals(node, wanted, "node1") == []
-        changes = users_plan.plan(node, wanted, exclusive)
+        assert users_plan.refusals(node, wanted, "node1", subids) == []
+        changes = users_plan.plan(node, wanted, exclusive, subids)
         assert {change.disruption for change in changes} <= {"none"}
         before = node
         node = apply(node, wanted, changes, exclusive)
-        assert users_plan.plan(node, wanted, exclusive) == []
+        assert users_plan.plan(node, wanted, exclusive, subids) == []
+        for name, account in node.accounts.items():
+            assert numbers.setdefault(name, account.uid) == account.uid, "no number changes hands"
+        lost = set(before.homes) - set(node.homes)
+        assert lost <= {f"/home/{user.name}" for user in wanted.users if user.absent and user.name not in held}
     for user in then.users:
+        if user.absent and user.name not in held:
+            assert user.name not in node.accounts and user.name not in node.keys
+            assert user.group not in node.groups or user.group in then.shared
+            assert f"/home/{user.name}" not in node.homes
+            continue
         if user.locked:
             assert user.name not in node.keys and (user.name in node.accounts) == (user.name in before.accounts)
             assert user.name not in node.accounts or node.accounts[user.name].locked
             continue
         account = node.accounts[user.name]
-        assert not account.locked
+        assert not account.locked and account.expires == user.expires
         assert (account.uid, account.gid) == (user.uid, user.gid)
         assert node.groups[user.group].gid == user.gid
-        assert node.homes[f"/home/{user.name}"] == user.uid
+        assert node.homes.get(f"/home/{user.name}") == (None if elsewhere else user.uid)
         member = {name for name, group in node.groups.items() if user.name in group.members}
         assert member - {"docker"} == set(user.groups)
-        held = node.keys[user.name].text.splitlines()[1:] if user.name in node.keys else []
-        assert set(user.keys) <= set(held) and (not exclusive or held == list(user.keys))
+        held_keys = node.keys[user.name].text.splitlines()[1:] if user.name in node.keys else []
+        if elsewhere:
+            assert held_keys == []
+        else:
+            assert set(user.keys) <= set(held_keys) and (not exclusive or held_keys == list(user.keys))
+        for file in users_plan.SUBID_FILES if subids else ():
+            assert users_plan.wanted_range(user) in users_plan.read_subids(node.subids[file].text)
     text = node.sudoers.text if node.sudoers else ""
     assert {user.name for user in then.users if user.sudo and not user.locked} == {
         line.split()[0] for line in text.splitlines() if not line.startswith("#")
     }
-    assert node.groups["docker"] == FRESH.groups["docker"], "what an admin gave by hand stays"
+    ranges = [one for file in node.subids.values() for one in users_plan.read_subids(file.text)]
+    assert bool(ranges) <= subids
+    # who is in no registry was in the first: what an admin gave by hand stays
+    gone = {user.name for wanted in (first, then) for user in wanted.users if user.absent}
+    assert node.groups["docker"].members | gone == FRESH.groups["docker"].members | gone
     left = {user.name for user in first.users if not user.locked} - {user.name for user in then.users}
     assert set(users_plan.unmanaged(node, then)) == left and left <= set(node.accounts)
 
@@ -180,6 +234,8 @@ def test_the_first_plan_of_a_person() -> None:
         "user ada",
         "directory /home/ada",
         "file /home/ada/.ssh/authorized_keys",
+        "file /etc/subuid",
+        "file /etc/subgid",
         "file /etc/sudoers.d/labrack",
         "file /var/lib/labrack/users.json",
     ]

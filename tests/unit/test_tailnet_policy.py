@@ -548,7 +548,10 @@ def test_who_leaves_is_found_by_the_account() -> None:
     left = leaving.without_members(groups, ["ada@lab.example"])
     assert left == [{"name": "admins", "members": ["bert@lab.example"]}, {"name": "guests", "members": []}]
     people = [{"name": "ada", "uid": 1}, {"name": "ben", "uid": 2}]
-    assert leaving.with_locked(people, "ben") == [people[0], {"name": "ben", "uid": 2, "state": "locked"}]
+    assert leaving.with_locked(people, "ben") == [
+        people[0],
+        {"name": "ben", "uid": 2, "state": "locked", "sudo": False},
+    ]
 
 
 def test_machines_of_the_tailnet_are_those_with_tags() -> None:

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.labrack.infra.plugins.module_utils import lab_check
+from ansible_collections.labrack.infra.plugins.module_utils import lab_check, uid_registry
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Finding, Inventory, merged
 from ansible_collections.labrack.infra.plugins.module_utils.rules_tailnet import POLICY
+from ansible_collections.labrack.infra.plugins.module_utils.rules_users import expiry_words
 from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_source
 from ansible_collections.labrack.infra.plugins.plugin_utils.spec_check import check_variables
 
@@ -22,6 +25,8 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 #: What the rules want to know of Ansible's own variables.
 CONNECTION = ("ansible_host", "ansible_port", "ansible_user", "ansible_connection")
 STAGES = ("inventory", "facts")
+#: Not read by Ansible when it lies in the directory of an inventory, as it would read a .yml file.
+REGISTRY = "lab_uids.txt"
 
 
 class ActionModule(ActionBase):
@@ -39,11 +44,13 @@ class ActionModule(ActionBase):
             variables.get("ansible_inventory_sources") or (), variables.get("playbook_dir", "")
         )
         inventory, findings = read_inventory(variables["hostvars"], variables["groups"], known, role_options(ROLES))
+        result["changed"] = False
         if args["stage"] == "facts":
-            findings = lab_check.check_facts(inventory)
+            inventory, findings, result["people"] = number_people(inventory, registry_path(inventory, variables))
+            findings += lab_check.check_facts(inventory)
         else:
             findings += lab_check.check_inventory(inventory)
-        result["changed"] = False
+            result["warnings"] = expiry_words(people(inventory), date.today())
         if findings:
             count = f"{len(findings)} thing{'s' if len(findings) > 1 else ''}"
             result["failed"] = True
@@ -53,6 +60,50 @@ class ActionModule(ActionBase):
         else:
             result["msg"] = f"{len(inventory.hosts)} hosts, nothing to mend"
         return result
+
+
+def people(inventory: Inventory) -> list[dict[str, Any]]:
+    """Return the lab's ``lab_users``, which are the same on every host."""
+    return next((list(one["lab_users"]) for one in inventory.hosts.values() if one.get("lab_users")), [])
+
+
+def registry_path(inventory: Inventory, variables: Mapping[str, Any]) -> Path | None:
+    """Return where the numbers of the lab's people are kept; None where the inventory has no directory."""
+    named = next((one["lab_users_registry"] for one in inventory.hosts.values() if one.get("lab_users_registry")), None)
+    folder = variables.get("inventory_dir")
+    if named:
+        return Path(folder or ".", Path(named).expanduser())
+    return Path(folder, REGISTRY) if folder else None
+
+
+def number_people(inventory: Inventory, path: Path | None) -> tuple[Inventory, list[Finding], dict[str, Any]]:
+    """Give a number to everybody in ``lab_users`` who has none; nothing is written.
+
+    Returns the inventory with the numbers, what is wrong, and for the playbook: ``users`` where any entry was without
+    a number, ``registry`` (path) and ``text`` where that file has to be written.
+    """
+    users = people(inventory)
+    lab = dict.fromkeys([*inventory.members("lab_head"), *inventory.members("lab_workers")])
+    key = ("lab_users_registry",)
+    try:
+        before = path.read_text(encoding="utf-8") if path and path.exists() else ""
+        given = uid_registry.read(yaml.safe_load(before))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = f"can't be read: {str(error).splitlines()[0].rstrip('.')}"
+        return inventory, [Finding(key, str(path), problem, "mend the file, or get it back from its history")], {}
+    if path is None and not all(user.get("uid") for user in users):
+        mend = "say where, such as ~/lab_uids.txt"
+        return inventory, [Finding(key, "", "no place to keep the numbers of those without a uid", mend)], {}
+    variables: Mapping[str, Any] = next((inventory.hosts[host] for host in lab if host in inventory.hosts), {})
+    subids = bool(variables.get("lab_users_subids", True))
+    filled = uid_registry.fill(users, variables.get("lab_groups") or (), given, inventory.facts, lab, subids)
+    everybody = {host: {**one, "lab_users": list(filled.users)} for host, one in inventory.hosts.items()}
+    told: dict[str, Any] = {}
+    if not all(user.get("uid") for user in users):
+        told["users"] = [dict(user) for user in filled.users]
+    if filled.given != given:
+        told |= {"registry": str(path), "text": uid_registry.text(filled.given)}
+    return replace(inventory, hosts=everybody), list(filled.findings), told
 
 
 def role_options(roles: Path) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,13 @@ from ansible_collections.labrack.infra.plugins.module_utils.tailnet_policy impor
 
 
 def with_locked(registry: Iterable[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Return the registry of people with one of them locked."""
-    return [{**user, **({"state": "locked"} if user["name"] == name else {})} for user in registry]
+    """Return the registry of people with one of them locked; one who is absent is so already."""
+    return [
+        {**user, "state": "locked", "sudo": False}
+        if user["name"] == name and user.get("state") != "absent"
+        else {**user}
+        for user in registry
+    ]
 
 
 def tailnet_logins(

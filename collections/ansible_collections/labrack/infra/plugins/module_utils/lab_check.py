@@ -32,7 +32,13 @@ from ansible_collections.labrack.infra.plugins.module_utils.rules_tailnet import
     check_tailnet_hosts,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.rules_users import check_registry, number_key
-from ansible_collections.labrack.infra.plugins.module_utils.users_plan import Registry, clashes
+from ansible_collections.labrack.infra.plugins.module_utils.users_plan import (
+    LEFT,
+    Registry,
+    SubidRange,
+    clashes,
+    subid_clashes,
+)
 
 #: Orchestrators that can be built already; none prepares the machines and runs no jobs.
 BUILT = ("slurm", "none")
@@ -49,6 +55,10 @@ LAB_WIDE = (
     "lab_directories",
     "lab_projects",
     "nfs_server_user_quotas",
+    "lab_users_archive",
+    "lab_users_locked_jobs",
+    "lab_users_registry",
+    "lab_users_subids",
     "slurm_cluster_name",
     "slurm_partitions",
     "slurm_accounts",
@@ -208,9 +218,9 @@ def _check_same_everywhere(inventory: Inventory) -> Iterator[Finding]:
 
 def _check_connection_user(variables: Mapping[str, Any]) -> Iterator[Finding]:
     for place, user in enumerate(variables.get("lab_users") or ()):
-        if user["name"] == variables.get("ansible_user") and user.get("state") == "locked":
+        if user["name"] == variables.get("ansible_user") and user.get("state") in LEFT:
             problem, mend = "the playbook logs in as this user, and would lock itself out", "log in as somebody else"
-            yield Finding(("lab_users", place, "state"), "locked", problem, mend)
+            yield Finding(("lab_users", place, "state"), user["state"], problem, mend)
         elif (
             user["name"] == variables.get("ansible_user")
             and not user.get("keys")
@@ -238,15 +248,26 @@ def _check_numbers(host: str, variables: Mapping[str, Any], facts: Mapping[str, 
     users, groups = variables.get("lab_users"), variables.get("lab_groups")
     if users is None or groups is None:
         return
+    # who got no number has a finding of its own
+    places_of = {user["name"]: place for place, user in enumerate(users)}
+    users = [user for user in users if user.get("uid")]
     uids = {user["name"]: user["uid"] for user in facts["users"]}
     gids = {group["name"]: group["gid"] for group in facts["groups"]}
     places: dict[tuple[str, str], tuple[str | int, ...]] = {}
-    for place, user in enumerate(users):
+    for user in users:
+        place = places_of[user["name"]]
         places["uid", user["name"]] = ("lab_users", place, "uid")
         places["gid", user["name"]] = ("lab_users", place, number_key(user))
     places.update({("gid", group["name"]): ("lab_groups", place, "gid") for place, group in enumerate(groups)})
     told: set[tuple[str | int, ...]] = set()
-    for clash in clashes(Registry.read(users, groups), uids, gids, host):
+    registry = Registry.read(users, groups)
+    wrong = clashes(registry, uids, gids, host)
+    if variables.get("lab_users_subids", True):
+        ranges: dict[str, list[SubidRange]] = {}
+        for one in facts["subids"]:
+            ranges.setdefault(one["file"], []).append(SubidRange(one["owner"], one["start"], one["count"]))
+        wrong += subid_clashes(registry, ranges, host)
+    for clash in wrong:
         # a user's own group has the same number as the user, which is told once
         path = places[clash.key, clash.name]
         if path not in told:

@@ -124,8 +124,11 @@ def plan_file(
     ]
 
 
-def write_file(path: str | Path, wanted: FileState) -> None:
-    """Write a file whole, with owner and mode, by rename; in place where it is a mount point (OSError otherwise)."""
+def write_file(path: str | Path, wanted: FileState, flush: bool = True) -> None:
+    """Write a file whole, with owner and mode, by rename; in place where it is a mount point (OSError otherwise).
+
+    Without ``flush`` it is not waited for the disk: for many files of which one more run makes up for a lost one.
+    """
     path = os.path.realpath(path)
     uid = int(wanted.owner) if wanted.owner.isdigit() else pwd.getpwnam(wanted.owner).pw_uid
     gid = int(wanted.group) if wanted.group.isdigit() else grp.getgrnam(wanted.group).gr_gid
@@ -136,7 +139,8 @@ def write_file(path: str | Path, wanted: FileState) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(wanted.text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if flush:
+                os.fsync(stream.fileno())
         os.chown(temporary, uid, gid)
         os.chmod(temporary, int(wanted.mode, 8))
         try:

@@ -39,6 +39,12 @@ from ansible_collections.labrack.infra.plugins.module_utils.runtime_observe impo
     observe_conflicts,
     observe_runtime,
 )
+from ansible_collections.labrack.infra.plugins.module_utils.users_plan import (
+    FIRST_NUMBER,
+    LAST_NUMBER,
+    SUBID_FILES,
+    read_subids,
+)
 
 ROOT = Path("/")
 
@@ -129,6 +135,8 @@ def observe_node(
         "cgroup": control_groups(root),
         "users": users(),
         "groups": groups(),
+        "subids": subids(root),
+        "processes": processes(root),
         "packages": {name: installed[name] for name in packages if name in installed},
         "time_sync": time_sync(root),
     }
@@ -274,6 +282,25 @@ def groups() -> list[dict[str, Any]]:
         {"name": entry.gr_name, "gid": entry.gr_gid}
         for entry in sorted(found.values(), key=lambda entry: (entry.gr_gid, entry.gr_name))
     ]
+
+
+def subids(root: Path = ROOT) -> list[dict[str, Any]]:
+    """Return the ranges of subuid(5) and subgid(5), each with its ``file``, ``owner``, ``start`` and ``count``."""
+    return [
+        {"file": file, "owner": one.owner, "start": one.start, "count": one.count}
+        for file in SUBID_FILES
+        for one in read_subids(read_text(root / file.lstrip("/")) or "")
+    ]
+
+
+def processes(root: Path = ROOT) -> dict[str, int]:
+    """Return how many processes each person has, by real UID as text; those of the system are not counted."""
+    found: dict[str, int] = {}
+    for path in (root / "proc").glob("[0-9]*/status"):
+        uid = re.search(r"^Uid:\s*(\d+)", read_text(path) or "", re.MULTILINE)
+        if uid and FIRST_NUMBER <= int(uid[1]) <= LAST_NUMBER:
+            found[uid[1]] = found.get(uid[1], 0) + 1
+    return found
 
 
 def installed_packages(names: Sequence[str], family: str, runner: Runner = run) -> dict[str, str]:

@@ -5,18 +5,21 @@
 Pure. A number never changes under a name that is there already, since files keep the old one: that is a clash, and
 nothing is planned before it is mended. People who left the registry keep their account; accounts are people's data.
 Somebody locked keeps account, home and files, and has no way in: password locked, account expired, no keys, no sudo,
-no session left.
+no session left. Somebody absent is locked first, and goes when nothing of theirs runs: the home into an archive, then
+account, own group and home.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
+from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
 
 SUDOERS = "/etc/sudoers.d/labrack"
 RECORD = "/var/lib/labrack/users.json"
@@ -25,11 +28,24 @@ SUDOERS_HEADER = "# kept by labrack: change the inventory's lab_users instead\n"
 #: Hashes that no password has and that some sshd take for a locked account, unlike "*". What an admin
 #: locked ("!" before a hash or before "*") is not among them.
 NO_PASSWORD_YET = ("!", "!!")
+#: The ranges of numbers that rootless containers use: subuid(5), subgid(5).
+SUBUID, SUBGID = "/etc/subuid", "/etc/subgid"
+SUBID_FILES = (SUBUID, SUBGID)
+#: What useradd(8) gives the first account, UID 1000, and its count; ours go on from there, by UID.
+SUBID_FIRST, SUBID_COUNT = 100000, 65536
+#: useradd's range for people in Debian's and Ubuntu's login.defs; systemd uses the numbers above.
+FIRST_NUMBER, LAST_NUMBER = 1000, 60000
+#: The states of somebody who left.
+LEFT = ("locked", "absent")
 
 
 @dataclass(frozen=True)
 class User:
-    """A person of the registry; ``group`` is the primary group's name, ``comment`` None leaves it as it is."""
+    """A person of the registry; ``group`` is the primary group's name, ``comment`` None leaves it as it is.
+
+    ``locked``: nothing opens the account. ``absent``: that, and it goes. ``expires``: the first day (YYYY-MM-DD) on
+    which it opens no more.
+    """
 
     name: str
     uid: int
@@ -40,6 +56,8 @@ class User:
     comment: str | None = None
     sudo: bool = False
     locked: bool = False
+    absent: bool = False
+    expires: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +83,9 @@ class Registry:
                 keys=tuple(key.strip() for key in user.get("keys") or ()),
                 comment=user.get("comment"),
                 sudo=bool(user.get("sudo")),
-                locked=user.get("state") == "locked",
+                locked=user.get("state") in LEFT,
+                absent=user.get("state") == "absent",
+                expires=user.get("expires") or "",
             )
             for user in users
         )
@@ -83,7 +103,8 @@ def primary_group(user: Mapping[str, Any], named: Mapping[str, int]) -> tuple[st
 class Account:
     """A user as the node has it; ``no_password_yet``: its hash is one of :data:`NO_PASSWORD_YET`.
 
-    ``locked``: the hash is locked and the account expired. ``sessions``: how many logins it has open.
+    ``locked``: the hash is locked and the account expired. ``sessions``: how many logins it has open. ``expires``: the
+    first day on which it opens no more, YYYY-MM-DD, empty for never.
     """
 
     uid: int
@@ -93,6 +114,7 @@ class Account:
     no_password_yet: bool = False
     locked: bool = False
     sessions: int = 0
+    expires: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +127,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has: accounts and groups by name, the owner's UID of each home that exists, keys by user name."""
+    """What a node has: accounts and groups by name, the owner's UID of each home that exists, keys by user name.
+
+    ``subids`` are the files of :data:`SUBID_FILES`. ``jobs``: how many of Slurm's jobs somebody who left has, by name,
+    where the node is to end them. ``busy``: why somebody absent can't go yet, by name. ``elsewhere``: the shared
+    directories that another host fills; homes and keys in them are not looked at.
+    """
 
     accounts: Mapping[str, Account] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
@@ -113,6 +140,10 @@ class Node:
     keys: Mapping[str, FileState] = field(default_factory=dict)
     sudoers: FileState | None = None
     record: FileState | None = None
+    subids: Mapping[str, FileState] = field(default_factory=dict)
+    jobs: Mapping[str, int] = field(default_factory=dict)
+    busy: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,26 +160,127 @@ class Clash:
 def clashes(registry: Registry, uids: Mapping[str, int], gids: Mapping[str, int], node: str) -> list[Clash]:
     """Return what forbids this registry on a node that has these users (name → UID) and groups (name → GID)."""
     found = []
-    users = {user.name: user.uid for user in registry.users}
-    for kind, key, wanted, there in (("user", "uid", users, uids), ("group", "gid", registry.groups, gids)):
+    # who is absent gets nothing; that an account of the name has another number must be known before it goes
+    users = {user.name: user.uid for user in registry.users if not user.absent or user.name in uids}
+    groups = {name: gid for name, gid in registry.groups.items() if name in registry.shared or name in users}
+    for kind, key, wanted, there in (("user", "uid", users, uids), ("group", "gid", groups, gids)):
+        holders: dict[int, list[str]] = {}
+        for name, number in there.items():
+            holders.setdefault(number, []).append(name)
         for name, number in wanted.items():
-            holders = sorted(other for other, value in there.items() if value == number and other != name)
-            if there.get(name, number) != number:
-                problem = f"{kind} {name} has {key} {there[name]} on {node}, the inventory says {number}"
-                mend = f"change the inventory's {key} to {there[name]}, or move the files and the {kind} by hand"
+            others = sorted(other for other in holders.get(number, ()) if other != name)
+            own = there.get(name, number)
+            if own != number:
+                problem = f"{kind} {name} has {key} {own} on {node}, the inventory says {number}"
+                mend = f"change the inventory's {key} to {own}"
+                if name in users and own >= FIRST_NUMBER:
+                    mend += f", or move user and files: {migrate_command(name, users[name])}"
+                elif kind == "user":
+                    problem = f"user {name} is an account of the system on {node}, with uid {own}"
+                    mend = "choose another name in the inventory"
+                else:
+                    mend += f", or move the files and the {kind} by hand"
                 found.append(Clash(name, key, number, problem, mend))
-            elif holders and name not in there:
-                problem = f"{key} {number} of {kind} {name} belongs to {kind} {holders[0]} on {node}"
-                found.append(Clash(name, key, number, problem, f"give {name} another {key} in the inventory"))
+            elif others and name not in there:
+                problem = f"{key} {number} of {kind} {name} belongs to {kind} {others[0]} on {node}"
+                mend = f"give {name} another {key} in the inventory"
+                if kind == "user" and number >= FIRST_NUMBER:
+                    mend += f", or {others[0]} another one everywhere: {migrate_command(others[0], None)}"
+                found.append(Clash(name, key, number, problem, mend))
     return found
 
 
-def refusals(node: Node, registry: Registry, name: str) -> list[str]:
+def migrate_command(name: str, uid: int | None) -> str:
+    """Return the command that moves a user to a number, everywhere; None leaves the number to the reader."""
+    return f"ansible-playbook labrack.infra.uid_migrate -e user={name} -e uid={uid or 'NUMBER'}"
+
+
+def own_gid(entry: Mapping[str, Any], named: Mapping[str, int]) -> int | None:
+    """Return the GID of a user's own group, by the entry of ``lab_users``; None for somebody in a shared one."""
+    group, gid = primary_group(entry, named)
+    return gid if group == entry["name"] and group not in named else None
+
+
+@dataclass(frozen=True)
+class SubidRange:
+    """A range of subuid(5) or subgid(5); ``owner`` is a name, or a UID as text."""
+
+    owner: str
+    start: int
+    count: int
+
+    def overlaps(self, other: SubidRange) -> bool:
+        """Return whether two ranges have a number in common."""
+        return self.start < other.start + other.count and other.start < self.start + self.count
+
+
+def read_subids(text: str) -> list[SubidRange]:
+    """Return the ranges of subuid(5) or subgid(5), without lines that are none."""
+    found = []
+    for line in text.splitlines():
+        owner, _colon, numbers = line.strip().partition(":")
+        start, _colon, count = numbers.partition(":")
+        if owner and start.isdigit() and count.isdigit():
+            found.append(SubidRange(owner, int(start), int(count)))
+    return found
+
+
+def wanted_range(user: User) -> SubidRange:
+    """Return a user's range, which follows from the UID; every UID that people have leaves room in 32 bits."""
+    return SubidRange(user.name, SUBID_FIRST + (user.uid - FIRST_NUMBER) * SUBID_COUNT, SUBID_COUNT)
+
+
+def subid_clashes(registry: Registry, ranges: Mapping[str, Iterable[SubidRange]], node: str) -> list[Clash]:
+    """Return what forbids the registry's ranges on a node that has ``ranges``, by file."""
+    found = []
+    people = {user.name: user for user in registry.users if not user.locked}
+    for file, there in ranges.items():
+        option = file.rpartition("/")[2]
+        own: set[str] = set()
+        # all that is as wanted can't be in the way of anybody
+        odd = [one for one in there if one.owner not in people or one != wanted_range(people[one.owner])]
+        for one in odd:
+            user = people.get(one.owner)
+            if user is not None and user.name not in own:
+                own.add(user.name)
+                wanted = wanted_range(user)
+                problem = (
+                    f"{user.name} has {one.count} numbers from {one.start} on in {file} on {node}, and would have "
+                    f"{wanted.count} from {wanted.start} on"
+                )
+                mend = (
+                    f"there, with no container of theirs running: usermod --del-{option}s "
+                    f"{one.start}-{one.start + one.count - 1} {user.name}; files of their containers keep the old "
+                    "numbers. Or set lab_users_subids to false"
+                )
+                found.append(Clash(user.name, "uid", user.uid, problem, mend))
+        foreign = [one for one in odd if one.owner not in people]
+        for user in people.values() if foreign else ():
+            wanted = wanted_range(user)
+            for one in foreign:
+                if wanted.overlaps(one) and one.owner != str(user.uid):
+                    problem = (
+                        f"the numbers for {user.name}'s containers, from {wanted.start} on, overlap with those of "
+                        f"{one.owner} in {file} on {node}"
+                    )
+                    mend = f"take {one.owner}'s line out of {file} if nothing uses it, or give {user.name} another uid"
+                    found.append(Clash(user.name, "uid", user.uid, problem, mend))
+    return found
+
+
+def refusals(node: Node, registry: Registry, name: str, subids: bool = True) -> list[str]:
     """Return every reason not to touch the node called ``name``, each with its mend; empty when all is well."""
     uids = {user: account.uid for user, account in node.accounts.items()}
     gids = {group: state.gid for group, state in node.groups.items()}
-    found = [f"{clash.problem}. Mend: {clash.mend}." for clash in clashes(registry, uids, gids, name)]
+    wrong = clashes(registry, uids, gids, name)
+    if subids:
+        wrong += subid_clashes(
+            registry, {file: read_subids(node.subids[file].text) for file in SUBID_FILES if file in node.subids}, name
+        )
+    found = [f"{clash.problem}. Mend: {clash.mend}." for clash in wrong]
     for user in registry.users:
+        if user.absent:
+            continue
         home = home_of(node, user)
         owner = node.homes.get(home, user.uid)
         if user.name not in node.accounts and owner != user.uid:
@@ -167,6 +299,11 @@ def home_of(node: Node, user: User) -> str:
     """Return the user's home: where the account has it, else ``/home/<name>``."""
     account = node.accounts.get(user.name)
     return account.home if account else f"/home/{user.name}"
+
+
+def makes_home(node: Node, user: User) -> bool:
+    """Return whether this node has to make what is in a user's home; no other one can."""
+    return not any(inside(home_of(node, user), path) for path in node.elsewhere)
 
 
 def keys_path(node: Node, user: User) -> str:
@@ -205,22 +342,29 @@ def wanted_sudoers(registry: Registry) -> FileState | None:
 def read_record(file: FileState | None) -> dict[str, set[str]]:
     """Return the names of ``users`` and ``groups`` that labrack ever kept on a node, and of whom it ``locked``.
 
-    Raises ValueError for a damaged file.
+    ``expires`` are those whose last day it set. Raises ValueError for a damaged file.
     """
     found = json.loads(file.text) if file else {}
-    return {kind: set(found.get(kind, ())) for kind in ("users", "groups", "locked")}
+    return {kind: set(found.get(kind, ())) for kind in ("users", "groups", "locked", "expires")}
 
 
 def wanted_record(node: Node, registry: Registry) -> FileState | None:
     """Return the record once the plan is applied: who was there, if still there, and who is in the registry."""
     before = read_record(node.record)
-    users = (before["users"] & set(node.accounts)) | {user.name for user in made(node, registry)}
-    groups = (before["groups"] & set(node.groups)) | set(wanted_groups(node, registry))
+    gone = {user.name for user in removed(node, registry)}
+    kept = [user for user in made(node, registry) if user.name not in gone]
+    users = (before["users"] & set(node.accounts) - gone) | {user.name for user in kept}
+    own = gone - registry.shared
+    groups = (before["groups"] & set(node.groups) - own) | set(wanted_groups(node, registry))
     content = {"users": sorted(users), "groups": sorted(groups)}
     open_ = {user.name for user in registry.users if not user.locked}
-    locked = (before["locked"] & users) | {user.name for user in made(node, registry) if user.locked}
+    locked = (before["locked"] & users) | {user.name for user in kept if user.locked}
     if locked - open_:
         content["locked"] = sorted(locked - open_)
+    known = {user.name for user in registry.users}
+    expires = (before["expires"] & users - known) | {user.name for user in kept if user.expires and not user.locked}
+    if expires:
+        content["expires"] = sorted(expires)
     return FileState(json.dumps(content, indent=2, sort_keys=True) + "\n") if users or groups else None
 
 
@@ -229,10 +373,47 @@ def made(node: Node, registry: Registry) -> list[User]:
     return [user for user in registry.users if not user.locked or user.name in node.accounts]
 
 
+def removed(node: Node, registry: Registry) -> list[User]:
+    """Return the users whose account goes now: those who shall be absent and of whom nothing runs any more."""
+    return [
+        user
+        for user in registry.users
+        if user.absent and user.name in node.accounts and not node.busy.get(user.name) and not node.jobs.get(user.name)
+    ]
+
+
+def waiting(node: Node, registry: Registry) -> list[str]:
+    """Return a sentence for everybody who shall be absent and can't go yet."""
+    return [
+        f"{user.name} is locked and stays for now: {'; '.join(node.busy[user.name])}. The next run after that removes "
+        "the account and puts the home into the archive."
+        for user in registry.users
+        if user.absent and user.name in node.accounts and node.busy.get(user.name)
+    ]
+
+
 def wanted_groups(node: Node, registry: Registry) -> dict[str, int]:
     """Return the groups that have to be there: all but those that are a person's own who is not made."""
-    without = {user.group for user in registry.users} - {user.group for user in made(node, registry)}
+    gone = {user.name for user in removed(node, registry)}
+    made_ = {user.group for user in made(node, registry) if user.name not in gone}
+    without = {user.group for user in registry.users} - made_
     return {name: gid for name, gid in registry.groups.items() if name not in without or name in registry.shared}
+
+
+def wanted_subids(node: Node, registry: Registry, file: str) -> FileState | None:
+    """Return a file of ranges with those of everybody who has an account, and without those of who goes."""
+    there = node.subids.get(file)
+    gone = {user.name for user in removed(node, registry)}
+    lines = [line for line in (there.text if there else "").splitlines() if line.partition(":")[0] not in gone]
+    have = {line.partition(":")[0] for line in lines}
+    for user in sorted(registry.users, key=lambda user: user.uid):
+        if not user.locked and user.name not in have:
+            one = wanted_range(user)
+            lines.append(f"{one.owner}:{one.start}:{one.count}")
+    text = "".join(f"{line}\n" for line in lines)
+    if there is None:
+        return FileState(text) if text else None
+    return replace(there, text=text)
 
 
 def unmanaged(node: Node, registry: Registry) -> list[str]:
@@ -240,44 +421,108 @@ def unmanaged(node: Node, registry: Registry) -> list[str]:
     return sorted((read_record(node.record)["users"] & set(node.accounts)) - {user.name for user in registry.users})
 
 
-def plan(node: Node, registry: Registry, keys_exclusive: bool = True) -> list[Change]:
+def plan(node: Node, registry: Registry, keys_exclusive: bool = True, subids: bool = True) -> list[Change]:
     """Return what is off, in the order in which it can be applied, for a node without :func:`refusals`.
 
-    Steps: ``("run", *argv)``, ``("home", user)``, ``("keys", user)``, ``("write"|"remove", path)``.
+    Steps: ``("run", *argv)``, ``("home", user)``, ``("keys", user)``, ``("archive", user)``, ``("delete", user)``,
+    ``("group", name)``, ``("write"|"remove", path)``; and those that are made for everybody at once, before the rest:
+    ``("make", "group"|"user", name)`` by :func:`sysusers`, ``("join"|"leave", user, group)`` by :func:`members`.
     """
     changes = [
-        _run(f"group {name}", f"created with gid {gid}", "groupadd", "--gid", str(gid), name)
+        Change(f"group {name}", f"created with gid {gid}", step=("make", "group", name))
         for name, gid in sorted(wanted_groups(node, registry).items())
         if name not in node.groups
     ]
     record = read_record(node.record)
     managed = {*registry.groups, *record["groups"]}
+    member: dict[str, set[str]] = {}
+    for name, group in node.groups.items():
+        for one in group.members:
+            member.setdefault(one, set()).add(name)
+    gone = {user.name for user in removed(node, registry)}
     for user in sorted(made(node, registry), key=lambda user: user.uid):
         if user.locked:
-            changes += _plan_lock(node, user)
+            changes += _plan_lock(node, user, user.name not in gone)
             continue
-        if user.name in record["locked"] and node.accounts[user.name].locked:
+        ours = user.name in record["locked"] and node.accounts[user.name].locked
+        if ours:
             changes.append(_unlock(node.accounts[user.name], user))
-        changes += _plan_account(node, user)
-        changes += _plan_membership(node, user, managed)
-        home = home_of(node, user)
-        if home not in node.homes:
-            changes.append(Change(f"directory {home}", "created from /etc/skel", step=("home", user.name)))
-        keys = plan_file(keys_path(node, user), node.keys.get(user.name), wanted_keys(node, user, keys_exclusive))
-        changes += [replace(change, step=("keys", user.name)) for change in keys]
+        changes += _plan_account(node, user, ours or user.name in record["expires"])
+        changes += _plan_membership(user, member.get(user.name, set()), managed)
+        if makes_home(node, user):
+            home = home_of(node, user)
+            if home not in node.homes:
+                changes.append(Change(f"directory {home}", "created from /etc/skel", step=("home", user.name)))
+            keys = plan_file(keys_path(node, user), node.keys.get(user.name), wanted_keys(node, user, keys_exclusive))
+            changes += [replace(change, step=("keys", user.name)) for change in keys]
+    for file in SUBID_FILES if subids else ():
+        changes += plan_file(file, node.subids.get(file), wanted_subids(node, registry, file))
+    # nobody who goes may become root through a rule that stays behind
     changes += plan_file(SUDOERS, node.sudoers, wanted_sudoers(registry))
+    for user in removed(node, registry):
+        changes += _plan_removal(node, user, registry)
     changes += plan_file(RECORD, node.record, wanted_record(node, registry))
     return changes
 
 
-def _plan_account(node: Node, user: User) -> list[Change]:
+def sysusers(changes: Iterable[Change], registry: Registry) -> str:
+    """Return what systemd-sysusers(8) reads to make these changes' groups and users, empty for none of them.
+
+    One process for everybody: useradd(8) rewrites and flushes every file for each user. The accounts have a locked
+    password, and no ranges for containers.
+    """
+    users = {user.name: user for user in registry.users}
+    lines = []
+    for verb, kind, name in (change.step[:3] for change in changes if change.step[0] == "make"):
+        assert verb == "make"
+        if kind == "group":
+            lines.append(f"g {name} {registry.groups[name]}\n")
+        else:
+            user = users[name]
+            comment = re.sub(r'([\\"])', r"\\\1", (user.comment or "").replace("%", "%%"))
+            lines.append(f'u {name} {user.uid}:{user.gid} "{comment}" /home/{name} /bin/bash\n')
+    return "".join(lines)
+
+
+def members(changes: Iterable[Change], node: Node) -> dict[str, list[str]]:
+    """Return the members that these changes leave in the groups that they touch, by group."""
+    found: dict[str, set[str]] = {}
+    for change in changes:
+        if change.step[0] in ("join", "leave"):
+            verb, user, group = change.step
+            there = found.setdefault(group, set(node.groups[group].members if group in node.groups else ()))
+            there.add(user) if verb == "join" else there.discard(user)
+    return {group: sorted(names) for group, names in found.items()}
+
+
+def _plan_removal(node: Node, user: User, registry: Registry) -> list[Change]:
+    """Take somebody away: the home into the archive first, where this node has it, then the account, then the home."""
+    home = home_of(node, user)
+    changes = []
+    if makes_home(node, user) and home in node.homes:
+        changes.append(
+            Change(f"directory {home}", "put into the archive, compared with it", step=("archive", user.name))
+        )
+    changes.append(_run(f"user {user.name}", "removed", "userdel", user.name))
+    # userdel takes the own group along where login.defs says so; one that is somebody else's as well stays
+    own = node.groups.get(user.name) if user.name not in registry.shared else None
+    if own and not any(one.gid == own.gid for name, one in node.accounts.items() if name != user.name):
+        changes.append(Change(f"group {user.name}", "removed", step=("group", user.name)))
+    if makes_home(node, user) and home in node.homes:
+        changes.append(Change(f"directory {home}", "removed", step=("delete", user.name)))
+    return changes
+
+
+def _plan_account(node: Node, user: User, ours: bool) -> list[Change]:
+    """``ours``: the last day of the account is one that labrack set, and nobody by hand."""
     subject = f"user {user.name}"
     account = node.accounts.get(user.name)
     if account is None:
-        numbers = ("--uid", str(user.uid), "--gid", str(user.gid))
-        rest = ("--home-dir", home_of(node, user), "--no-create-home", "--shell", "/bin/bash", "--password", "*")
-        comment = ("--comment", user.comment or "")
-        return [_run(subject, f"created with uid {user.uid}", "useradd", *numbers, *rest, *comment, user.name)]
+        made_ = Change(subject, f"created with uid {user.uid}", step=("make", "user", user.name))
+        if not user.expires:
+            return [made_]
+        argv = ("usermod", "--expiredate", user.expires, user.name)
+        return [made_, _run(subject, f"expires: {user.expires}", *argv)]
     changes = []
     if account.gid != user.gid:
         summary = f"primary group {account.gid} → {user.gid}"
@@ -287,40 +532,52 @@ def _plan_account(node: Node, user: User) -> list[Change]:
         changes.append(_run(subject, summary, "usermod", "--comment", user.comment, user.name))
     if account.no_password_yet:
         changes.append(_run(subject, "keys are accepted, no password", "usermod", "--password", "*", user.name))
+    # _unlock has set it already; a lock by hand is left
+    if not account.locked and account.expires != user.expires and (user.expires or ours):
+        summary = f"expires: {account.expires or 'never'} → {user.expires or 'never'}"
+        changes.append(_run(subject, summary, "usermod", "--expiredate", user.expires, user.name))
     return changes
 
 
-def _plan_lock(node: Node, user: User) -> list[Change]:
-    """Take every way in from somebody, and end the logins that are open; jobs are Slurm's affair."""
+def _plan_lock(node: Node, user: User, keys_too: bool) -> list[Change]:
+    """Take every way in from somebody, and end the logins that are open; ``keys_too``: the home stays."""
     account = node.accounts[user.name]
-    keys = plan_file(keys_path(node, user), node.keys.get(user.name), None)
-    changes = [replace(change, step=("keys", user.name)) for change in keys]
+    changes: list[Change] = []
     if not account.locked:
         argv = ("usermod", "--lock", "--expiredate", "1", user.name)
-        changes.insert(0, _run(f"user {user.name}", "locked and expired", *argv))
+        changes.append(_run(f"user {user.name}", "locked and expired", *argv))
+    if keys_too and makes_home(node, user):
+        keys = plan_file(keys_path(node, user), node.keys.get(user.name), None)
+        changes += [replace(change, step=("keys", user.name)) for change in keys]
     if account.sessions:
         summary = f"{account.sessions} open login{'s' if account.sessions > 1 else ''} ended"
         step = ("run", "loginctl", "terminate-user", user.name)
         changes.append(Change(f"user {user.name}", summary, "restart", step=step))
+    jobs = node.jobs.get(user.name, 0)
+    if jobs:
+        # the inventory's lab_users_locked_jobs is the consent to it; drain would wait for these very jobs
+        summary = f"{jobs} job{'s' if jobs > 1 else ''} cancelled"
+        changes.append(
+            Change(f"user {user.name}", summary, "restart", step=("run", "scancel", "--user", str(user.uid)))
+        )
     return changes
 
 
 def _unlock(account: Account, user: User) -> Change:
     """Undo a lock; usermod refuses to leave an account with no password at all, which ours have as ``*``."""
     password = ("--password", "*") if account.no_password_yet else ("--unlock",)
-    return _run(f"user {user.name}", "unlocked", "usermod", *password, "--expiredate", "", user.name)
+    return _run(f"user {user.name}", "unlocked", "usermod", *password, "--expiredate", user.expires, user.name)
 
 
-def _plan_membership(node: Node, user: User, managed: set[str]) -> list[Change]:
-    has = {name for name, group in node.groups.items() if user.name in group.members}
+def _plan_membership(user: User, has: Collection[str], managed: Collection[str]) -> list[Change]:
     wanted = set(user.groups)
     joins = [
-        _run(f"user {user.name}", f"joins group {group}", "gpasswd", "--add", user.name, group)
-        for group in sorted(wanted - has)
+        Change(f"user {user.name}", f"joins group {group}", step=("join", user.name, group))
+        for group in sorted(wanted - set(has))
     ]
     leaves = [
-        _run(f"user {user.name}", f"leaves group {group}", "gpasswd", "--delete", user.name, group)
-        for group in sorted((has & managed) - wanted)
+        Change(f"user {user.name}", f"leaves group {group}", step=("leave", user.name, group))
+        for group in sorted(set(has) & set(managed) - wanted)
     ]
     return joins + leaves
 

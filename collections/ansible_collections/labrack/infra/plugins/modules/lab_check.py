@@ -20,6 +20,8 @@ options:
     description:
       - V(inventory) looks at the inventory alone, V(facts) holds it against the facts of M(labrack.infra.node_facts),
         such as a UID that belongs to somebody else on one node.
+      - V(facts) also chooses numbers for those in C(lab_users) who have no C(uid), free on all nodes, and refuses to
+        where a node has no facts.
     type: str
     choices: [inventory, facts]
     default: inventory
@@ -47,6 +49,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+people:
+  description:
+    - C(users) is C(lab_users) with all numbers, where an entry came without one. C(registry) and C(text) are the file
+      that keeps those numbers and its new content, where it has to be written.
+  returned: O(stage=facts)
+  type: dict
 msg:
   description: What is wrong, a line for each finding, or how many hosts are well.
   returned: always

@@ -13,6 +13,7 @@ description:
   - Changes nothing, and fails with every reason, when a number belongs to another name on the node or a name has
     another number there.
   - Passwords are not set. Shell, home and password of an account that exists are left as they are.
+  - A home in a shared directory that another host fills is neither made nor looked at, keys included.
   - Users who left the registry keep their account and are returned in RV(unmanaged).
 author:
   - labrack contributors (@labrack)
@@ -71,9 +72,16 @@ options:
           - V(present), an account to work with; V(locked), for somebody who left. Locked means that the password is
             locked, the account expired, its authorized keys and sudo are gone and its open logins are ended. Account,
             home and files stay, and V(present) opens it again. An account that is not there is not made.
+          - V(absent) locks as well, and when nothing of the user runs any more, puts the home into O(archive), compares
+            the two, and removes account, own group and home. Other files stay and are returned in RV(left_files).
         type: str
-        choices: [present, locked]
+        choices: [present, locked, absent]
         default: present
+      expires:
+        description:
+          - The first day on which the account opens no more, such as C(2027-03-31). Without it an expiry that was set
+            by hand stays.
+        type: str
   groups:
     description:
       - Groups beside everybody's own.
@@ -96,6 +104,60 @@ options:
       - Whether the users' authorized keys are these and no others. Otherwise missing ones are added, none is removed.
     type: bool
     default: true
+  subids:
+    description:
+      - Whether everybody gets a range of 65536 numbers for rootless containers in C(/etc/subuid) and C(/etc/subgid),
+        from 100000 + (uid - 1000) * 65536 on. Ranges that are there and differ are refused.
+    type: bool
+    default: true
+  archive:
+    description:
+      - Directory for the homes of users who are V(absent), on the host that has the homes. It is made, for root alone.
+    type: str
+  busy:
+    description:
+      - Why users who are V(absent) can't go yet for reasons that lie on other hosts, by name.
+    type: dict
+    default: {}
+  jobs:
+    description:
+      - V(none) where there is no Slurm. V(look) keeps users who are V(absent) as long as they have jobs. V(cancel)
+        also ends the jobs of those who left.
+    type: str
+    choices: [none, look, cancel]
+    default: none
+  directories:
+    description:
+      - The lab's shared directories as this host sees them.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description:
+          - Where people find it.
+        type: str
+        required: true
+      source:
+        description:
+          - The folder that holds it on its server.
+        type: str
+        required: true
+      makes:
+        description:
+          - Whether this host makes what is in it.
+        type: bool
+        required: true
+      provided:
+        description:
+          - Whether something else than labrack mounts it.
+        type: bool
+        default: false
+      shared:
+        description:
+          - Whether other hosts see the same files; this module asks C(makes) alone.
+        type: bool
+        default: false
 """
 
 EXAMPLES = r"""
@@ -110,6 +172,12 @@ EXAMPLES = r"""
         keys: ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKg3v7x0Zl9d4cXkFtJ0k1cYp3mUqQH2N5oB8rWwT6eS ada"]
         sudo: true
       - {name: bob, uid: 2002, groups: [vision]}
+
+- name: Somebody who left, and whose home goes into the archive
+  labrack.infra.lab_users:
+    users:
+      - {name: cy, uid: 2003, state: absent}
+    archive: /srv/archive
 """
 
 RETURN = r"""
@@ -128,6 +196,23 @@ unmanaged:
   returned: success
   type: list
   elements: str
+waiting:
+  description: A sentence for everybody who shall be absent and of whom something still runs.
+  returned: success
+  type: list
+  elements: str
+archives:
+  description: The archives that this call has made.
+  returned: success
+  type: list
+  elements: str
+left_files:
+  description:
+    - Files on local file systems of users whose account this call removed, or would in check mode, by user name.
+    - Each has C(paths), at most 50 (a directory stands for what is in it), C(more), how many more there are, and
+      C(complete), false when the search was given up after 20 seconds.
+  returned: when an account is removed
+  type: dict
 """
 
 import grp
@@ -135,14 +220,24 @@ import os
 import pwd
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import date, timedelta
 from typing import Any, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.labrack.infra.plugins.module_utils import node_io, users_plan
+from ansible_collections.labrack.infra.plugins.module_utils import home_archive, node_io, owned_files, users_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
+from ansible_collections.labrack.infra.plugins.module_utils.people_observe import (
+    CommandError,
+    execute,
+    jobs_of,
+    processes_of,
+)
+from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
 from ansible_collections.labrack.infra.plugins.module_utils.users_plan import (
     Account,
     Group,
@@ -165,7 +260,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "comment": {"type": "str"},
             "sudo": {"type": "bool", "default": False},
             "account": {"type": "str"},
-            "state": {"type": "str", "choices": ["present", "locked"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "locked", "absent"], "default": "present"},
+            "expires": {"type": "str"},
         },
     },
     "groups": {
@@ -175,27 +271,52 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "options": {"name": {"type": "str", "required": True}, "gid": {"type": "int", "required": True}},
     },
     "keys_exclusive": {"type": "bool", "default": True, "no_log": False},
+    "subids": {"type": "bool", "default": True},
+    "archive": {"type": "str"},
+    "busy": {"type": "dict", "default": {}},
+    "jobs": {"type": "str", "choices": ["none", "look", "cancel"], "default": "none"},
+    "directories": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "path": {"type": "str", "required": True},
+            "source": {"type": "str", "required": True},
+            "makes": {"type": "bool", "required": True},
+            "provided": {"type": "bool", "default": False},
+            "shared": {"type": "bool", "default": False},
+        },
+    },
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
 SKELETON = "/etc/skel"
 SHADOW = "/etc/shadow"
+#: Seconds for Slurm to end jobs, and between two looks.
+CANCEL_PATIENCE = 15.0
+CANCEL_PAUSE = 0.5
 
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
 
 
-class CommandError(RuntimeError):
-    """A command that failed; the message holds it and what it said."""
+def observe(registry: Registry, elsewhere: tuple[str, ...] = ()) -> Node:
+    """Read the node's accounts, local ones and those that a directory service answers for, and what belongs to them.
 
-
-def observe(registry: Registry) -> Node:
-    """Read the node's accounts, local ones and those that a directory service answers for, and what belongs to them."""
+    ``elsewhere`` are the shared directories that another host fills.
+    """
     people, named = registry.users, registry.groups
-    by_name = _found(pwd.getpwnam, (user.name for user in people))
-    by_uid = _found(pwd.getpwuid, (user.uid for user in people))
-    users = {entry.pw_name: entry for entry in (*pwd.getpwall(), *by_name, *by_uid)}
-    teams = (*grp.getgrall(), *_found(grp.getgrnam, named), *_found(grp.getgrgid, named.values()))
-    groups = {entry.gr_name: Group(entry.gr_gid, frozenset(entry.gr_mem)) for entry in teams}
+    users = {entry.pw_name: entry for entry in pwd.getpwall()}
+    uids = {entry.pw_uid for entry in users.values()}
+    # a directory service that lists nobody still answers for a name
+    asked = _found(pwd.getpwnam, (user.name for user in people if user.name not in users))
+    owners = _found(pwd.getpwuid, (user.uid for user in people if user.uid not in uids))
+    users.update({entry.pw_name: entry for entry in (*asked, *owners)})
+    teams = {entry.gr_name: entry for entry in grp.getgrall()}
+    gids = {entry.gr_gid for entry in teams.values()}
+    listed = _found(grp.getgrnam, (name for name in named if name not in teams))
+    numbered = _found(grp.getgrgid, (gid for gid in named.values() if gid not in gids))
+    teams.update({entry.gr_name: entry for entry in (*listed, *numbered)})
+    groups = {name: Group(entry.gr_gid, frozenset(entry.gr_mem)) for name, entry in teams.items()}
     lines = (line.split(":") for line in (node_io.read_text(SHADOW) or "").splitlines())
     shadow = {fields[0]: fields for fields in lines if len(fields) > 7}
     leaving = {person.name for person in people if person.locked}
@@ -211,19 +332,69 @@ def observe(registry: Registry) -> Node:
             password in users_plan.NO_PASSWORD_YET,
             password.startswith("!") and expires == "1",
             sessions.get(name, 0) if name in leaving else 0,
+            (date(1970, 1, 1) + timedelta(days=int(expires))).isoformat() if expires.isdigit() else "",
         )
-    node = Node(accounts, groups)
-    homes = {home: os.stat(home).st_uid for user in people if os.path.isdir(home := users_plan.home_of(node, user))}
+    node = Node(accounts, groups, elsewhere=elsewhere)
+    here = [person for person in people if users_plan.makes_home(node, person)]
+    homes = {home: os.stat(home).st_uid for user in here if os.path.isdir(home := users_plan.home_of(node, user))}
     keys = {}
-    for person in people:
+    for person in here:
         account = accounts.get(person.name)
         if account is not None:
             with acting_as(account.uid, account.gid):
                 state = node_io.observe_file(users_plan.keys_path(node, person))
             if state is not None:
                 keys[person.name] = state
-    sudoers = node_io.observe_file(users_plan.SUDOERS)
-    return Node(accounts, groups, homes, keys, sudoers, node_io.observe_file(users_plan.RECORD))
+    files = {
+        path: node_io.observe_file(path) for path in (users_plan.SUDOERS, users_plan.RECORD, *users_plan.SUBID_FILES)
+    }
+    subids = {path: state for path in users_plan.SUBID_FILES if (state := files[path]) is not None}
+    return Node(
+        accounts, groups, homes, keys, files[users_plan.SUDOERS], files[users_plan.RECORD], subids, elsewhere=elsewhere
+    )
+
+
+def reasons_to_wait(
+    node: Node, registry: Registry, archive: str, elsewhere: Mapping[str, Iterable[str]], jobs: Mapping[str, int] | str
+) -> dict[str, tuple[str, ...]]:
+    """Return why those who shall be absent can't go now, by name; ``jobs`` is a text where Slurm gave no answer."""
+    absent = [user for user in registry.users if user.absent and user.name in node.accounts]
+    processes = processes_of({node.accounts[user.name].uid for user in absent}) if absent else {}
+    found = {}
+    for user in absent:
+        account = node.accounts[user.name]
+        why = list(elsewhere.get(user.name, ()))
+        count = processes.get(account.uid, 0)
+        if count:
+            why.append(f"{count} process{'es' if count > 1 else ''} on {os.uname().nodename}")
+        if isinstance(jobs, str):
+            why.append(jobs)
+        elif jobs.get(user.name):
+            why.append(f"{jobs[user.name]} jobs in Slurm")
+        if users_plan.makes_home(node, user) and account.home in node.homes:
+            why += reasons_to_keep(node, account, user.name, archive)
+        if why:
+            found[user.name] = tuple(why)
+    return found
+
+
+def reasons_to_keep(node: Node, account: Account, name: str, archive: str) -> list[str]:
+    """Return why a home can't be archived and removed as it is."""
+    home = account.home
+    why = []
+    if not archive:
+        why.append("lab_users_archive does not say where the home shall go")
+    elif inside(os.path.realpath(archive), os.path.realpath(home)):
+        why.append(f"the archive {archive} lies in the home")
+    if os.path.islink(home) or home.count("/") < 2 or node.homes[home] != account.uid:
+        why.append(f"{home} is not a home of their own")
+    others = sorted(other for other, one in node.accounts.items() if other != name and inside(one.home, home))
+    if others:
+        why.append(f"{home} is also the home of {others[0]}")
+    points = owned_files.mounts_below(os.path.realpath(home), node_io.read_text(owned_files.MOUNTS) or "")
+    if points:
+        why.append(f"something is mounted at {points[0]}")
+    return why
 
 
 def open_sessions() -> dict[str, int]:
@@ -271,6 +442,14 @@ def make_home(home: str, user: User) -> None:
         raise
 
 
+def cancel_jobs(argv: list[str], name: str) -> None:
+    """End somebody's jobs, and wait until Slurm counts none any more (CommandError)."""
+    execute(argv)
+    deadline = time.monotonic() + CANCEL_PATIENCE
+    while jobs_of([name]) and time.monotonic() < deadline:
+        time.sleep(CANCEL_PAUSE)
+
+
 def write_keys(path: str, user: User, wanted: node_io.FileState | None) -> None:
     """Write or remove a user's authorized keys, with that user's rights (OSError)."""
     with acting_as(user.uid, user.gid):
@@ -279,7 +458,7 @@ def write_keys(path: str, user: User, wanted: node_io.FileState | None) -> None:
             return
         with suppress(FileExistsError):
             os.mkdir(os.path.dirname(path), 0o700)
-        node_io.write_file(path, wanted)
+        node_io.write_file(path, wanted, flush=False)
 
 
 def write_sudoers(wanted: node_io.FileState) -> None:
@@ -291,61 +470,147 @@ def write_sudoers(wanted: node_io.FileState) -> None:
     node_io.write_file(users_plan.SUDOERS, wanted)
 
 
-def execute(argv: list[str]) -> None:
-    """Run a command (CommandError when it fails)."""
-    done = node_io.run(argv)
-    if done.rc:
-        raise CommandError(f"{' '.join(argv)} failed: {(done.err or done.out).strip()}")
-
-
-def apply(changes: list[Change], node: Node, registry: Registry, exclusive: bool) -> None:
-    """Make the changes (OSError or CommandError when the node refuses)."""
+def apply(changes: list[Change], node: Node, registry: Registry, params: Mapping[str, Any]) -> list[str]:
+    """Make the changes (OSError, CommandError or ArchiveError when the node refuses); return the archives made."""
     users = {user.name: user for user in registry.users}
+    exclusive = params["keys_exclusive"]
     sudoers = users_plan.wanted_sudoers(registry)
-    record = users_plan.wanted_record(node, registry)
+    files = {file: users_plan.wanted_subids(node, registry, file) for file in users_plan.SUBID_FILES}
+    files[users_plan.RECORD] = users_plan.wanted_record(node, registry)
+    archives = []
+    make_accounts(changes, node, registry)
     for change in changes:
         verb, *rest = change.step
-        if verb == "run":
+        if verb in ("make", "join", "leave"):
+            continue
+        if verb == "run" and rest[0] == "scancel":
+            cancel_jobs(rest, change.subject.partition(" ")[2])
+        elif verb == "run":
             execute(rest)
         elif verb == "home":
             make_home(users_plan.home_of(node, users[rest[0]]), users[rest[0]])
         elif verb == "keys":
             user = users[rest[0]]
             write_keys(users_plan.keys_path(node, user), user, users_plan.wanted_keys(node, user, exclusive))
+        elif verb == "archive":
+            home = users_plan.home_of(node, users[rest[0]])
+            archives.append(home_archive.archive(home, params["archive"], rest[0], users[rest[0]].uid))
+        elif verb == "delete":
+            home_archive.remove(users_plan.home_of(node, users[rest[0]]))
+        elif verb == "group":
+            remove_group(rest[0])
         elif verb == "remove":
             node_io.remove_file(rest[0])
         elif rest[0] == users_plan.SUDOERS and sudoers is not None:
             write_sudoers(sudoers)
-        elif record is not None:
-            node_io.write_file(users_plan.RECORD, record)
+        else:
+            wanted = files[rest[0]]
+            if wanted is not None:
+                node_io.write_file(rest[0], wanted)
+    return archives
+
+
+def make_accounts(changes: list[Change], node: Node, registry: Registry) -> None:
+    """Make the groups and accounts and the membership in these changes, each for all at once (CommandError)."""
+    text = users_plan.sysusers(changes, registry)
+    if text:
+        execute(["systemd-sysusers", "-"], text)
+    made = [change.step[2] for change in changes if change.step[:2] == ("make", "user")]
+    if made:
+        # sysusers locks the password, and some sshd take that for a locked account
+        execute(["chpasswd", "--encrypted"], "".join(f"{name}:*\n" for name in made))
+    for group, names in users_plan.members(changes, node).items():
+        execute(["gpasswd", "--members", ",".join(names), group])
+
+
+def remove_group(name: str) -> None:
+    """Remove a group that userdel may have removed already (CommandError)."""
+    with suppress(KeyError):
+        grp.getgrnam(name)
+        execute(["groupdel", name])
+
+
+def not_mounted(directories: Iterable[Mapping[str, Any]], name: str) -> list[str]:
+    """Return a reason for each shared directory of this host that does not yet lead to the folder that holds it."""
+    found = []
+    for one in directories:
+        path, source = one["path"], one["source"]
+        if one["makes"] and not one["provided"] and path != source:
+            with suppress(OSError):
+                if os.path.samefile(path, source):
+                    continue
+            mend = "let the role nfs_server run first"
+            found.append(f"{path} does not lead to {source} on {name}, so homes would be hidden. Mend: {mend}.")
+    return found
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    registry = Registry.read(module.params["users"], module.params["groups"])
-    exclusive = module.params["keys_exclusive"]
+    params = module.params
+    registry = Registry.read(params["users"], params["groups"])
+    elsewhere = tuple(one["path"] for one in params["directories"] if not one["makes"])
     seen = Node()
+    held: dict[str, tuple[str, ...]] = {}
+    archives: list[str] = []
+    #: who goes now: the UID, and the home that goes along
+    going: dict[str, tuple[int, list[str]]] = {}
+    first = True
 
     def look() -> Node:
-        nonlocal seen
-        seen = observe(registry)
-        reasons = users_plan.refusals(seen, registry, os.uname().nodename)
+        nonlocal seen, first
+        node = observe(registry, elsewhere)
+        if any(user.locked for user in registry.users):
+            node = waits(node, first)
+        reasons = users_plan.refusals(node, registry, os.uname().nodename, params["subids"])
+        if not module.check_mode and any(users_plan.makes_home(node, user) for user in registry.users):
+            reasons += not_mounted(params["directories"], os.uname().nodename)
         if reasons:
             module.fail_json(msg="nothing was changed here: " + " ".join(reasons))
-        return seen
+        if first:
+            for user in users_plan.removed(node, registry):
+                home = users_plan.home_of(node, user)
+                going[user.name] = user.uid, [home] if home in node.homes else []
+        seen, first = node, False
+        return node
+
+    def waits(node: Node, first: bool) -> Node:
+        left = {user.name for user in registry.users if user.locked and user.name in node.accounts}
+        absent = {user.name for user in registry.users if user.absent} & left
+        cancel = params["jobs"] == "cancel"
+        asked = (left if cancel else absent) if params["jobs"] != "none" else set()
+        jobs = jobs_of(asked)
+        # what kept somebody at the first look does so until the next run, or the two looks would not agree
+        if first:
+            held.update(reasons_to_wait(node, registry, params["archive"] or "", params["busy"], jobs))
+        mine = jobs if cancel and not isinstance(jobs, str) else {}
+        if first and cancel and isinstance(jobs, str):
+            module.warn(f"no job of those who left was cancelled: {jobs}")
+        return replace(node, jobs=mine, busy={name: why for name, why in held.items() if name in node.accounts})
+
+    def extra(node: Node) -> dict[str, Any]:
+        waiting = users_plan.waiting(node, registry)
+        for words in waiting:
+            module.warn(words)
+        mountinfo = node_io.read_text(owned_files.MOUNTS) or ""
+        left = {
+            name: dict(zip(("paths", "more", "complete"), owned_files.left_files(uid, mountinfo, homes)))
+            for name, (uid, homes) in going.items()
+        }
+        more = {"left_files": left} if left else {}
+        return {"unmanaged": users_plan.unmanaged(node, registry), "waiting": waiting, "archives": archives, **more}
 
     try:
         converge(
             module,
             look,
-            lambda node: users_plan.plan(node, registry, exclusive),
-            lambda changes: apply(changes, seen, registry, exclusive),
-            lambda node: {"unmanaged": users_plan.unmanaged(node, registry)},
+            lambda node: users_plan.plan(node, registry, params["keys_exclusive"], params["subids"]),
+            lambda changes: archives.extend(apply(changes, seen, registry, params)),
+            extra,
         )
     except ValueError as error:
         module.fail_json(msg=f"{users_plan.RECORD} is damaged ({error}). Mend: remove it and run again.")
-    except (OSError, CommandError) as error:
+    except (OSError, CommandError, home_archive.ArchiveError) as error:
         module.fail_json(msg=str(error))
 
 

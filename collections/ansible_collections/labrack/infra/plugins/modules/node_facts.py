@@ -264,6 +264,17 @@ ansible_facts:
           returned: always
           type: list
           elements: dict
+        subids:
+          description:
+            - The ranges of numbers for rootless containers, each with C(file) (C(/etc/subuid) or C(/etc/subgid)),
+              C(owner), C(start) and C(count).
+          returned: always
+          type: list
+          elements: dict
+        processes:
+          description: How many processes each user has, by UID as text, for UIDs from 1000 to 60000.
+          returned: always
+          type: dict
         packages:
           description: The versions of the installed ones of O(packages), by name.
           returned: always

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 #: Files that Ansible does not read as an inventory or as variables.
-IGNORED = re.compile(r"(^\.|~$|\.(orig|bak|retry|pyc|pyo|swp|md|rst)$)")
+IGNORED = re.compile(r"(^\.|~$|\.(orig|bak|retry|cfg|pyc|pyo|swp|rpm|md|txt|rst)$)")
 INI_VARIABLE = re.compile(r"(?:^|\s)([A-Za-z_]\w*)\s*=")
 
 
