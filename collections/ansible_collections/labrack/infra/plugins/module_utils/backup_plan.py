@@ -388,7 +388,8 @@ def _plan_absent(observed: Observed) -> list[Change]:
     changes: list[Change] = []
     if observed.timer.active or observed.timer.enabled:
         changes.append(Change(f"timer {UNIT}", "stopped and disabled", step=("disable", f"{UNIT}.timer")))
-    kept = {PASSWORD} if Record.read(observed.files.get(RECORD)).own_password else set()
+    record = observed.files.get(RECORD)
+    kept = {PASSWORD} if record is None or Record.read(record).own_password else set()
     for path in (*FILES, STATE, NOTICE, RECORD):
         if path in kept:
             continue

@@ -534,7 +534,7 @@ def merge(source: int, place: int, path: str, chosen: frozenset[str]) -> None:
         if stat.S_ISDIR(info.st_mode) and stat.S_ISDIR(there.st_mode):
             with opened(name, source) as below, opened(name, place) as under:
                 merge(below, under, inner, chosen)
-        elif inner in chosen and not stat.S_ISDIR(there.st_mode):
+        elif inner in chosen and not stat.S_ISDIR(info.st_mode) and not stat.S_ISDIR(there.st_mode):
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=place)
 
 
