@@ -37,6 +37,7 @@ ORDER = (
     "test_pending",
     "test_faults",
     "test_membership",
+    "test_backup",
     "test_undo",
     "test_golden_rule",
     "test_mirror",

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.labrack.infra.plugins.module_utils import restore_plan
@@ -78,6 +78,7 @@ def test_restics_answers_are_read() -> None:
         assert list(restore_plan.read_entries(lines)) == [Entry("/home/a", "file", 3, 2_500_000_000)]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 999_999_999))
 def test_times_keep_their_nanoseconds(seconds: int, rest: int) -> None:
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest:09d}".rstrip("0")
