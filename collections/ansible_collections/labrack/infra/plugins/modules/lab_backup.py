@@ -239,6 +239,7 @@ def ask(wanted: Wanted, seen: Observed) -> tuple[str, str]:
         done = restic.call(
             "cat",
             "config",
+            "--no-lock",
             sftp_command=command,
             repository=places[backup_plan.REPOSITORY],
             password=places[backup_plan.PASSWORD],
