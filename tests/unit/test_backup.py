@@ -382,10 +382,10 @@ def test_files_that_have_gone_are_no_failure() -> None:
 
 
 def test_an_installation_that_is_new_does_not_follow_the_one_before() -> None:
-    old = [{"tags": ["labrack", "homes", "machine-aaa"]}]
-    assert backup.strange(old, "machine-bbb")
-    assert not backup.strange([*old, {"tags": ["machine-bbb"]}], "machine-bbb")
-    assert not backup.strange([], "machine-bbb")
+    old = [{"tags": ["labrack", "homes", "installation-aaa"]}]
+    assert backup.strange(old, "installation-bbb")
+    assert not backup.strange([*old, {"tags": ["installation-bbb"]}], "installation-bbb")
+    assert not backup.strange([], "installation-bbb")
 
 
 def test_the_sets_of_the_script_are_those_of_the_plan() -> None:

@@ -20,6 +20,7 @@ import json
 import os
 import pwd
 import re
+import secrets
 import shutil
 import sqlite3
 import subprocess
@@ -299,11 +300,11 @@ def unread(text: str) -> list[str]:
     return found
 
 
-def back_up(restic: Restic, host: str, name: str, source: Source) -> dict[str, Any]:
+def back_up(restic: Restic, host: str, name: str, source: Source, tag: str) -> dict[str, Any]:
     """Save a set as a snapshot; return its number, time, files, bytes. BackupError for what could not be read."""
     patterns = stage("excluded") / name
     patterns.write_text("".join(line + "\n" for line in source.exclude), encoding="utf-8")
-    tags = [word for tag in ("labrack", name, machine()) for word in ("--tag", tag)]
+    tags = [word for one in ("labrack", name, tag) for word in ("--tag", one)]
     arguments = ["--json", "--host", host, *tags, "--exclude-caches", "--exclude-file", str(patterns)]
     # 3: a snapshot was made, and some files could not be read (restic 0.12 and later)
     done = restic.run("backup", *arguments, "--", *source.paths, fine=(0, 3))
@@ -319,9 +320,12 @@ def back_up(restic: Restic, host: str, name: str, source: Source) -> dict[str, A
     }
 
 
-def machine() -> str:
-    """Return the tag of this installation of the host."""
-    return "machine-" + Path("/etc/machine-id").read_text(encoding="utf-8").strip()[:12]
+def installation(state: dict[str, Any]) -> str:
+    """Return the tag of this installation of the host, made once; machine-id is the same on clones of a disk."""
+    if "installation" not in state:
+        state["installation"] = secrets.token_hex(6)
+        write_state(state)
+    return f"installation-{state['installation']}"
 
 
 def strange(snapshots: Iterable[dict[str, Any]], tag: str) -> bool:
@@ -375,7 +379,7 @@ def make(config: dict[str, Any], state: dict[str, Any]) -> None:
     restic.run("unlock")
     of_host = ["--host", host, "--tag", "labrack"]
     found = json.loads(restic.run("snapshots", "--json", "--no-lock", *of_host).stdout or "null") or []
-    if strange(found, machine()) and state.get("adopted") != machine():
+    if strange(found, installation(state)) and not state.get("adopted"):
         raise BackupError(
             f"the repository has backups of an earlier installation of {host}, and this one would pass for the newest. "
             "Restore them first (labrack.infra.restore), or go on without: /usr/local/lib/labrack/backup adopt"
@@ -388,7 +392,7 @@ def make(config: dict[str, Any], state: dict[str, Any]) -> None:
             if source is None:
                 sets.pop(name, None)
             else:
-                sets[name] = back_up(restic, host, name, source)
+                sets[name] = back_up(restic, host, name, source, installation(state))
         except (BackupError, OSError, ValueError, sqlite3.Error) as error:
             failures.append(f"{name}: {error}" if not str(error).startswith(name) else str(error))
         finally:
@@ -409,7 +413,7 @@ def main(verb: str) -> int:
     os.umask(0o077)
     state = read_state()
     if verb == "adopt":
-        write_state({**state, "adopted": machine()})
+        write_state({**state, "adopted": True})
         return 0
     if verb == "ended":
         # systemd.exec(5), $SERVICE_RESULT; a run that failed by itself has noted why
@@ -430,7 +434,7 @@ def main(verb: str) -> int:
             note_failure(state, str(error))
             print(f"labrack: {error}", file=sys.stderr)
             return 1
-        write_state({**state, "last_success": now(), "adopted": machine(), "failure": None})
+        write_state({**state, "last_success": now(), "failure": None})
         NOTICE.unlink(missing_ok=True)
         for name, made in state["sets"].items():
             print(f"{name}: {made['files']} files, {made['bytes']} bytes, snapshot {made['snapshot']}")
