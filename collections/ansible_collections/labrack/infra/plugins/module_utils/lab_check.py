@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, Inventory, merged, shown
+from ansible_collections.labrack.infra.plugins.module_utils.rules_backup import check_backup
 from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_facts, check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_headscale import check_headscale
 from ansible_collections.labrack.infra.plugins.module_utils.rules_host import check_host_facts, check_host_variables
@@ -86,6 +87,7 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
     findings += _check_addresses(inventory)
     findings += _check_same_everywhere(inventory)
     findings += check_headscale(inventory)
+    findings += check_backup(inventory)
     findings += check_tailnet_hosts(inventory)
     findings += check_storage_hosts(inventory)
     for host, variables in inventory.hosts.items():

@@ -1,0 +1,237 @@
+"""What a restore picks, compares, refuses, and how files get into places that people write to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ansible_collections.labrack.infra.plugins.module_utils import restore_plan
+from ansible_collections.labrack.infra.plugins.module_utils.backup_plan import SETS, BackupError
+from ansible_collections.labrack.infra.plugins.module_utils.restore_plan import (
+    Accounts,
+    Compared,
+    Entry,
+    Observed,
+    Snapshot,
+    Wanted,
+)
+from ansible_collections.labrack.infra.plugins.modules import lab_restore
+
+
+def snapshot(name: str, number: str, day: int = 20) -> Snapshot:
+    return Snapshot(name, number * 8, datetime(2026, 11, day, 2, 30, tzinfo=UTC))
+
+
+KNOWN = [snapshot("homes", "a", 18), snapshot("cluster_keys", "b", 18), snapshot("homes", "c", 20)]
+
+
+# --- which one -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("which", "number"), [("latest", "c"), ("2026-11-19", "a"), ("2026-11-20", "c"), ("aaaaaaaa", "a")]
+)
+def test_a_snapshot_is_chosen(which: str, number: str) -> None:
+    chosen = restore_plan.choose(KNOWN, ["homes"], which, all_sets=False)
+    assert [one.number for one in chosen.values()] == [number * 8]
+
+
+@pytest.mark.parametrize(
+    ("names", "which", "words"),
+    [
+        (["homes"], "2026-11-17", "no backup of homes"),
+        (["headscale"], "latest", "the repository has cluster_keys, homes"),
+        (["homes"], "yesterday", "write latest, a day"),
+        (["homes"], "abc", "write latest, a day"),
+    ],
+)
+def test_what_is_not_there_is_said(names: list[str], which: str, words: str) -> None:
+    with pytest.raises(BackupError, match=words):
+        restore_plan.choose(KNOWN, names, which, all_sets=False)
+
+
+def test_all_means_all_that_was_saved_in_the_order_of_a_restore() -> None:
+    assert list(restore_plan.choose(KNOWN, SETS, "latest", all_sets=True)) == ["cluster_keys", "homes"]
+    with pytest.raises(BackupError, match="has nothing"):
+        restore_plan.choose([], SETS, "latest", all_sets=True)
+
+
+def test_restics_answers_are_read() -> None:
+    listed = [
+        {"time": "2026-11-24T16:54:39.8638Z", "id": "f" * 64, "tags": ["labrack", "homes"], "paths": ["/home"]},
+        {"time": "2026-11-23T16:54:39+01:00", "id": "e" * 64, "tags": ["labrack", "homes"], "paths": ["/home"]},
+        {"time": "2026-11-23T16:54:39Z", "id": "d" * 64, "tags": None, "paths": ["/root"]},
+    ]
+    assert [one.number[0] for one in restore_plan.read_snapshots(json.dumps(listed))] == ["e", "f"]
+    assert restore_plan.read_snapshots("null") == []
+    node = {"name": "a", "type": "file", "path": "/home/a", "size": 3, "mtime": "1970-01-01T01:00:02.5+01:00"}
+    # struct_type until 0.16, message_type beside it since 0.17
+    for kind in ("struct_type", "message_type"):
+        lines = [json.dumps({"id": "f", kind: "snapshot"}), json.dumps({**node, kind: "node"}), ""]
+        assert list(restore_plan.read_entries(lines)) == [Entry("/home/a", "file", 3, 2_500_000_000)]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 999_999_999))
+def test_times_keep_their_nanoseconds(seconds: int, rest: int) -> None:
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest:09d}".rstrip("0")
+    assert restore_plan.nanoseconds(text.rstrip(".") + "Z") == seconds * 10**9 + rest
+
+
+# --- which files -----------------------------------------------------------------------------------------------------
+
+PATHS = ["/home", "/home/ada", "/home/ada/a", "/home/ada/b", "/home/ada/b/c", "/home/ben"]
+TREES = st.dictionaries(
+    st.sampled_from(PATHS),
+    st.tuples(st.sampled_from(["file", "dir", "symlink"]), st.integers(0, 2), st.integers(0, 2)),
+).map(lambda found: {path: Entry(path, *found[path]) for path in sorted(found) if whole(path, found)})
+
+
+def whole(path: str, found: Mapping[str, tuple[str, int, int]]) -> bool:
+    """Whether all folders above a path are folders of the tree."""
+    above = os.path.dirname(path)
+    return above == "/" or (above in found and found[above][0] == "dir" and whole(above, found))
+
+
+@given(TREES, TREES, st.booleans())
+def test_every_entry_is_accounted_for(saved: dict[str, Entry], there: dict[str, Entry], overwrite: bool) -> None:
+    one = restore_plan.compare(saved.values(), there)
+    told = [*one.missing, *one.older, *one.newer, *one.blocked]
+    assert len(told) == len(set(told)) and set(told) <= set(saved)
+    chosen = one.chosen(overwrite)
+    assert not chosen & set(one.blocked)
+    for path, entry in saved.items():
+        found = there.get(path)
+        if path not in told:
+            assert found is not None and found.kind == entry.kind
+            assert entry.kind != "file" or (found.size, found.changed) == (entry.size, entry.changed)
+        elif found is not None and path in chosen and not overwrite:
+            assert found.changed < entry.changed, "nothing newer is replaced unasked"
+    # once they are in place, nothing is left to do
+    after = {**there, **{path: saved[path] for path in chosen}}
+    assert not restore_plan.compare(saved.values(), after).chosen(overwrite)
+
+
+def test_a_restore_is_narrowed() -> None:
+    homes = ["/home", "/srv/people/"]
+    assert restore_plan.wanted_folder("", "ada", homes) == ["/home/ada", "/srv/people/ada"]
+    assert restore_plan.wanted_folder("/home/ada/thesis/", "", homes) == ["/home/ada/thesis"]
+    assert restore_plan.wanted_folder("", "", homes) == []
+    for path, user in (("thesis", ""), ("/home/../etc", ""), ("", "../root"), ("/home/ada", "ada")):
+        with pytest.raises(BackupError):
+            restore_plan.wanted_folder(path, user, homes)
+    entries = [Entry(path, "file") for path in ("/home/ada/x", "/home/adam", "/home/ada")]
+    assert [one.path for one in restore_plan.narrowed(entries, ["/home/ada"])] == ["/home/ada/x", "/home/ada"]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+MUNGE, GRES = "/etc/munge/munge.key", "/etc/slurm/gres.conf"
+BEFORE = Accounts({"ada": 2001}, {"ada": 2001, "vision": 3001}, frozenset({"ada"}))
+
+
+def wanted(*names: str, target: str = "", overwrite: bool = False) -> Wanted:
+    return Wanted({name: snapshot(name, "a") for name in names}, target, overwrite)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen", "words"),
+    [
+        ("cluster_keys", Observed(keys={MUNGE: False}, jobs=3), "the cluster is in use and /etc/munge/munge.key"),
+        ("cluster_keys", Observed(keys={MUNGE: False}, jobs=None), "the cluster is in use"),
+        ("slurm_database", Observed(jobs=3), "has 3 jobs"),
+        ("headscale", Observed(nodes=2), "2 nodes are in the one that runs here"),
+    ],
+)
+def test_what_is_in_use_stays_unless_asked(name: str, seen: Observed, words: str) -> None:
+    with pytest.raises(BackupError, match=words):
+        restore_plan.plan(seen, wanted(name), {name: (1, 1)})
+    assert restore_plan.plan(seen, wanted(name, overwrite=True), {name: (1, 1)})
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["slurm_database", "headscale"])
+def test_what_is_not_there_can_t_take_a_restore(name: str, overwrite: bool) -> None:
+    with pytest.raises(BackupError, match=r"run closet\.yml first"):
+        restore_plan.plan(Observed(), wanted(name, overwrite=overwrite), {name: (1, 1)})
+
+
+def test_a_fresh_host_takes_everything_without_a_question() -> None:
+    seen = Observed(
+        compared={"homes": Compared(missing=("/home/ada/x",), newer=("/home/ada/.ssh/authorized_keys",), files=2)},
+        keys={MUNGE: False, GRES: False, "/etc/slurm/plugstack.conf": True},
+        jobs=0,
+        nodes=0,
+        saved=BEFORE,
+    )
+    sets = ("cluster_keys", "slurm_database", "headscale", "registry", "homes")
+    changes = {one.subject: one for one in restore_plan.plan(seen, wanted(*sets), dict.fromkeys(sets, (2, 10)))}
+    assert list(changes) == list(sets)
+    assert MUNGE in changes["cluster_keys"].summary and GRES not in changes["cluster_keys"].summary
+    assert "plugstack.conf" in changes["cluster_keys"].summary
+    assert "users ada" in changes["registry"].summary and "passwords of ada" in changes["registry"].summary
+    assert "1 missing" in changes["homes"].summary and "1 that are newer" in changes["homes"].summary
+    assert "aaaaaaaa of 2026-11-20 02:30 UTC" in changes["homes"].summary
+
+
+def test_numbers_that_others_have_by_now_are_refused() -> None:
+    for there in (Accounts({"ada": 2009}), Accounts({"bob": 2001}), Accounts(groups={"vision": 3009})):
+        with pytest.raises(BackupError, match="registry"):
+            restore_plan.plan(
+                Observed(accounts=there, saved=BEFORE), wanted("registry", overwrite=True), {"registry": (1, 1)}
+            )
+    assert restore_plan.plan(Observed(accounts=BEFORE, saved=BEFORE), wanted("registry"), {"registry": (1, 1)}) == []
+
+
+def test_a_folder_of_its_own_takes_everything_if_it_is_empty() -> None:
+    request = wanted("slurm_database", "homes", target="/srv/restored")
+    sizes = {"slurm_database": (1, 5), "homes": (2, 10)}
+    changes = restore_plan.plan(Observed(), request, sizes)
+    assert [one.step for one in changes] == [("target", "slurm_database"), ("target", "homes")]
+    assert {one.disruption for one in changes} == {"none"}
+    with pytest.raises(BackupError, match="not empty"):
+        restore_plan.plan(Observed(target=("x",)), request, sizes)
+
+
+# --- putting files in place ------------------------------------------------------------------------------------------
+
+
+def tree(folder: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def merge(source: Path, place: Path, *chosen: str) -> None:
+    with lab_restore.opened(str(source)) as below, lab_restore.opened(str(place)) as under:
+        lab_restore.merge(below, under, "/home", frozenset(chosen))
+
+
+def test_only_what_is_chosen_moves(tmp_path: Path) -> None:
+    source = tree(tmp_path / "source", {"ada/old": "saved", "ada/new": "saved", "ada/gone/deep": "saved"})
+    place = tree(tmp_path / "place", {"ada/old": "here", "ada/new": "here"})
+    (source / "ada/gone").chmod(0o750)
+    merge(source, place, "/home/ada/old", "/home/ada/gone", "/home/ada/gone/deep")
+    assert (place / "ada/old").read_text() == "saved"
+    assert (place / "ada/new").read_text() == "here"
+    assert (place / "ada/gone/deep").read_text() == "saved"
+    assert (place / "ada/gone").stat().st_mode & 0o777 == 0o750
+
+
+def test_links_of_people_are_not_followed(tmp_path: Path) -> None:
+    secret = tree(tmp_path / "etc", {"shadow": "root", "d/shadow": "root"})
+    source = tree(tmp_path / "source", {"ada/notes": "saved", "ada/d/shadow": "saved"})
+    place = tree(tmp_path / "place", {"ada/other": "here"})
+    (place / "ada/notes").symlink_to(secret / "shadow")
+    (place / "ada/d").symlink_to(secret / "d")
+    merge(source, place, "/home/ada/notes", "/home/ada/d", "/home/ada/d/shadow")
+    assert (place / "ada/notes").read_text() == "saved" and not (place / "ada/notes").is_symlink()
+    assert (secret / "shadow").read_text() == "root" == (secret / "d/shadow").read_text()
