@@ -131,7 +131,9 @@ def _equip(closet: Closet, state: Path, control: str) -> None:
         script = (
             f"update-ca-certificates >/dev/null 2>&1 && echo '{control} {CONTROL}' >>/etc/hosts && "
             "mkdir -p /etc/systemd/system/tailscaled.service.d && printf '[Service]\\n"
-            "Environment=TS_NO_LOGS_NO_SUPPORT=true\\n' >/etc/systemd/system/tailscaled.service.d/test.conf"
+            "Environment=TS_NO_LOGS_NO_SUPPORT=true\\n' >/etc/systemd/system/tailscaled.service.d/test.conf && "
+            # apt would wait ten seconds for a name service that has no way out either
+            "echo 'Acquire::EnableSrvRecords \"false\";' >/etc/apt/apt.conf.d/90test"
         )
         closet.root(member.name, script)
     head = closet.lab.node("head")
@@ -154,10 +156,13 @@ def _equip(closet: Closet, state: Path, control: str) -> None:
 
 
 def certificate(folder: Path, name: str) -> None:
-    """Make ``ca.crt``, and ``tls.crt`` with ``tls.key`` for a name, signed by it; its own key is dropped."""
+    """Make ``ca.crt``, and ``tls.crt`` with ``tls.key`` for a name, signed by it; its own key is dropped.
+
+    The authority does not say what its key is for, which Tailscale takes and Python from 3.13 on would not.
+    """
     script = f"""
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj '/CN=test authority' \\
-    -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.crt
+    -keyout ca.key -out ca.crt
 openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout tls.key -out tls.csr
 printf 'subjectAltName=DNS:{name}\\nauthorityKeyIdentifier=keyid\\n' >tls.ext
 openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile tls.ext -out tls.crt
