@@ -135,6 +135,7 @@ import os
 import pwd
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -179,6 +180,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 SKELETON = "/etc/skel"
 SHADOW = "/etc/shadow"
+#: Seconds until a login that is ended must be gone.
+PATIENCE = 15.0
 
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
@@ -231,6 +234,13 @@ def open_sessions() -> dict[str, int]:
     listed = node_io.run(["loginctl", "list-sessions", "--no-legend", "--no-pager"])
     owners = [line.split()[2] for line in listed.out.splitlines() if len(line.split()) > 2]
     return {owner: owners.count(owner) for owner in owners}
+
+
+def await_logout(name: str) -> None:
+    """Wait for the end of logins that are being ended: logind lists them until their last process is gone."""
+    deadline = time.monotonic() + PATIENCE
+    while name in open_sessions() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _found(ask: Callable[[Key], Entry], keys: Iterable[Key]) -> Iterator[Entry]:
@@ -307,6 +317,8 @@ def apply(changes: list[Change], node: Node, registry: Registry, exclusive: bool
         verb, *rest = change.step
         if verb == "run":
             execute(rest)
+            if rest[0] == "loginctl":
+                await_logout(rest[-1])
         elif verb == "home":
             make_home(users_plan.home_of(node, users[rest[0]]), users[rest[0]])
         elif verb == "keys":
