@@ -11,9 +11,9 @@ import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,29 @@ class TailnetLab:
             f"tailscale up --login-server https://{CONTROL} --auth-key file:/run/key --timeout 30s; rm /run/key"
         )
         node.exec(self.closet.lab.node(host), ["sh", "-c", script], input=key)
+
+    def knowing(self, hosts: Mapping[str, Mapping[str, Any]]) -> Closet:
+        """The machines with further variables of single hosts."""
+        more = self.closet.lab.state_dir / "more.json"
+        more.write_text(json.dumps({"all": {"hosts": hosts}}), encoding="utf-8")
+        return replace(self.closet, inventory=(*self.closet.inventory, more))
+
+    def package(self, host: str) -> str:
+        """The version of a host's package, and its name again if it is held."""
+        return " ".join(
+            self.closet.root(host, "dpkg-query -W -f '${Version}\n' tailscale; apt-mark showhold tailscale").split()
+        )
+
+    @contextmanager
+    def untouched(self, *hosts: str) -> Iterator[None]:
+        """See to it that no program, package, setting or record changes on these hosts meanwhile."""
+        for host in hosts:
+            self.closet.root(host, "touch /run/mark")
+        yield
+        places = "/etc /usr /var/lib/dpkg /var/lib/labrack"
+        for host in hosts:
+            found = self.closet.root(host, f"find {places} -newer /run/mark 2>/dev/null", check=False)
+            assert found == "", f"{host}: {found}"
 
     def joined(self, host: str) -> None:
         """Wait until a host runs in the tailnet."""

@@ -372,9 +372,10 @@ def server_problem(url: str) -> str:
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
+            said = reason.verify_message.rstrip(".")
             return (
-                f"its certificate is not one that this node trusts ({reason.verify_message.rstrip('.')}). Mend: give the server a "
-                "certificate for that name by an authority that the node knows, or correct the address"
+                f"its certificate is not one that this node trusts ({said}). Mend: give the server a certificate for "
+                "that name by an authority that the node knows, or correct the address"
             )
         if isinstance(reason, ssl.SSLError):
             return f"it does not speak TLS ({reason}). Mend: check port and scheme of the address"
