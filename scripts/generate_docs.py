@@ -21,6 +21,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 120
 MARKUP = re.compile(r"\b(?:[BICVOEMP]|RV)\(((?:\\.|[^)\\])*)\)")
+#: the condition of a role that is for the members of a group alone
+MEMBERS = re.compile(r"inventory_hostname in groups\.(\w+)")
 #: what YAML 1.1 takes for a number in base 60 or with leading zeros, or another version of YAML does
 NUMBER_LIKE = re.compile(r"[-+]?\d[\d_:.]*")
 
@@ -40,14 +42,17 @@ def read_spec(role: Path) -> Spec:
 
 
 def find_play(role: str) -> tuple[str, str]:
-    """Return the playbook that has the role, by its name in the collection, and the hosts of its play there.
+    """Return the playbook that has the role, by its name in the collection, and the hosts that have it there.
 
-    Raises LookupError where no playbook has it.
+    They are those of its play, or the group whose members alone have the role. Raises LookupError where no playbook
+    has it.
     """
     for playbook in sorted((ROOT / "playbooks").glob("*.yml")):
         for play in yaml.safe_load(playbook.read_text(encoding="utf-8")):
-            if any(entry["role"] == f"labrack.infra.{role}" for entry in play.get("roles", [])):
-                return f"labrack.infra.{playbook.stem}", play["hosts"]
+            for entry in play.get("roles", []):
+                if entry["role"] == f"labrack.infra.{role}":
+                    members = MEMBERS.search(str(entry.get("when", "")))
+                    return f"labrack.infra.{playbook.stem}", members[1] if members else play["hosts"]
     raise LookupError(f"no playbook has the role labrack.infra.{role}: add it to a play's roles in playbooks/")
 
 

@@ -4,7 +4,7 @@
 
 A tree of its own, made only where the programs can be had (:mod:`tests.tailnet.binaries`). Packages as upstream makes
 them: tailscale's release/dist/unixpkgs/pkgs.go, headscale's .goreleaser.yml; unit, defaults and maintainer scripts are
-the modules' own. The older version of tailscale is the same program under a lower number.
+the modules' own. The older versions of tailscale and of headscale's binary are the same programs under lower numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ SUITES = ("bookworm", "trixie")
 SYSTEM_SUITES = {"debian12": "bookworm", "debian13": "trixie"}
 #: Version -> whether it is there at first; both are the same program.
 TAILSCALE_VERSIONS = ("1.100.0", binaries.TAILSCALE)
+#: As long as the number that it replaces in the program.
+OLDER_HEADSCALE = "0.29.1"
 KEYRING_VERSION = "1.35.181"
 KEYRING = "/usr/share/keyrings/tailscale-archive-keyring.gpg"
 RELEASES = "juanfont/headscale/releases/download"
@@ -212,7 +214,13 @@ def _releases(out: Path, architecture: str, programs: Path) -> None:
     binary = release / f"headscale_{binaries.HEADSCALE}_linux_{architecture}"
     shutil.copyfile(programs / "bin/headscale", binary)
     deb = release / f"{binary.name}.deb"
-    sums = {"tailscale": _sum(tarball), "deb": _sum(deb), "binary": _sum(binary)}
+    older = out / f"tree/{RELEASES}/v{OLDER_HEADSCALE}" / binary.name.replace(binaries.HEADSCALE, OLDER_HEADSCALE)
+    older.parent.mkdir()
+    # where Go puts a program's own module and version
+    module = "github.com/juanfont/headscale\tv{}"
+    old, new = (module.format(version).encode() for version in (binaries.HEADSCALE, OLDER_HEADSCALE))
+    older.write_bytes(binary.read_bytes().replace(old, new))
+    sums = {"tailscale": _sum(tarball), "deb": _sum(deb), "binary": _sum(binary), "older": _sum(older)}
     (stable / f"{tarball.name}.sha256").write_text(sums["tailscale"], encoding="utf-8")
     lines = [f"{sums['binary']}  {binary.name}\n", f"{sums['deb']}  {deb.name}\n"]
     (release / "checksums.txt").write_text("".join(lines), encoding="utf-8")

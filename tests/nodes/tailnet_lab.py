@@ -11,9 +11,9 @@ import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,29 @@ class TailnetLab:
         )
         node.exec(self.closet.lab.node(host), ["sh", "-c", script], input=key)
 
+    def knowing(self, hosts: Mapping[str, Mapping[str, Any]]) -> Closet:
+        """The machines with further variables of single hosts."""
+        more = self.closet.lab.state_dir / "more.json"
+        more.write_text(json.dumps({"all": {"hosts": hosts}}), encoding="utf-8")
+        return replace(self.closet, inventory=(*self.closet.inventory, more))
+
+    def package(self, host: str) -> str:
+        """The version of a host's package, and its name again if it is held."""
+        return " ".join(
+            self.closet.root(host, "dpkg-query -W -f '${Version}\n' tailscale; apt-mark showhold tailscale").split()
+        )
+
+    @contextmanager
+    def untouched(self, *hosts: str) -> Iterator[None]:
+        """See to it that no program, package, setting or record changes on these hosts meanwhile."""
+        for host in hosts:
+            self.closet.root(host, "touch /run/mark")
+        yield
+        places = "/etc /usr /var/lib/dpkg /var/lib/labrack"
+        for host in hosts:
+            found = self.closet.root(host, f"find {places} -newer /run/mark 2>/dev/null", check=False)
+            assert found == "", f"{host}: {found}"
+
     def joined(self, host: str) -> None:
         """Wait until a host runs in the tailnet."""
         until(f"{host} is in the tailnet", lambda: self.status(host)["BackendState"], lambda seen: seen == "Running")
@@ -131,7 +154,9 @@ def _equip(closet: Closet, state: Path, control: str) -> None:
         script = (
             f"update-ca-certificates >/dev/null 2>&1 && echo '{control} {CONTROL}' >>/etc/hosts && "
             "mkdir -p /etc/systemd/system/tailscaled.service.d && printf '[Service]\\n"
-            "Environment=TS_NO_LOGS_NO_SUPPORT=true\\n' >/etc/systemd/system/tailscaled.service.d/test.conf"
+            "Environment=TS_NO_LOGS_NO_SUPPORT=true\\n' >/etc/systemd/system/tailscaled.service.d/test.conf && "
+            # apt would wait ten seconds for a name service that has no way out either
+            "echo 'Acquire::EnableSrvRecords \"false\";' >/etc/apt/apt.conf.d/90test"
         )
         closet.root(member.name, script)
     head = closet.lab.node("head")
@@ -154,10 +179,13 @@ def _equip(closet: Closet, state: Path, control: str) -> None:
 
 
 def certificate(folder: Path, name: str) -> None:
-    """Make ``ca.crt``, and ``tls.crt`` with ``tls.key`` for a name, signed by it; its own key is dropped."""
+    """Make ``ca.crt``, and ``tls.crt`` with ``tls.key`` for a name, signed by it; its own key is dropped.
+
+    The authority does not say what its key is for, which Tailscale takes and Python from 3.13 on would not.
+    """
     script = f"""
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj '/CN=test authority' \\
-    -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.crt
+    -keyout ca.key -out ca.crt
 openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout tls.key -out tls.csr
 printf 'subjectAltName=DNS:{name}\\nauthorityKeyIdentifier=keyid\\n' >tls.ext
 openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile tls.ext -out tls.crt

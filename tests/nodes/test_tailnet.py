@@ -1,17 +1,27 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A lab's own tailnet with real tailscaled and real headscale: joining, drift, routes, people, expiry, an outage."""
+"""A lab's own tailnet with real tailscaled and real headscale.
+
+Joining, drift, versions, routes, people who come and leave, expiry, an outage, and servers that can't be joined.
+"""
 
 from __future__ import annotations
 
+import json
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from labrack.testnode import node
+from tests.mirror import tailnet
 from tests.nodes.harness import Run, until
 from tests.nodes.tailnet_lab import DOMAIN, LAPTOPS, MACHINES, TailnetLab, tailnet_lab
+from tests.tailnet import api
+from tests.tailnet.binaries import HEADSCALE, TAILSCALE
 
 CONVERGE, CONTROL = "Converge Tailscale", "Converge headscale"
 POLICY = "/etc/headscale/policy.hujson"
@@ -52,6 +62,36 @@ def joined(lab: TailnetLab, history: History) -> TailnetLab:
     for host in (*MACHINES, *LAPTOPS):
         lab.joined(host)
     return lab
+
+
+def test_server_that_cannot_be_joined_is_told_before_anything_changes(lab: TailnetLab) -> None:
+    """The right name by an authority that nobody knows, another name by the right one, and nobody there at all."""
+    server, state, said = "other.lab.test", lab.closet.lab.state_dir, {}
+    made = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=impostor "
+        f"-addext subjectAltName=DNS:{server} -keyout /run/tls.key -out /run/tls.crt 2>/dev/null"
+    )
+    lab.closet.root("node1", made)
+    said["node1"] = "its certificate is not one that this node trusts (self-signed certificate"
+    for file in ("tls.crt", "tls.key"):
+        text = (state / file).read_text(encoding="utf-8")
+        node.exec(lab.closet.lab.node("desk"), ["tee", f"/run/{file}"], input=text)
+    said["desk"] = f"certificate is not valid for '{server}'). Mend: give the server a certificate for that name"
+    said["admin"] = "it can't be reached: [Errno 111] Connection refused. Mend: check the server"
+    unit = "--quiet --collect --unit=impostor"
+    serve = f"systemd-run {unit} openssl s_server -accept 443 -cert /run/tls.crt -key /run/tls.key -www"
+    for host in said:
+        lab.closet.root(host, f"echo 127.0.0.1 {server} >>/etc/hosts")
+    for host in ("node1", "desk"):
+        lab.closet.root(host, f"{serve}; until ss -Hltn 'sport = :443' | grep -q .; do sleep 0.1; done")
+    limit = ("--tags", "tailscale", "--limit", ",".join(said))
+    keys = {"tailscale_auth_key": "hskey-auth-none-none", "tailscale_login_server": f"https://{server}"}
+    with lab.untouched(*said):
+        run = lab.closet.play("labrack.infra.closet", *limit, ok=False, **keys)
+    for host, words in said.items():
+        message = run.task(host, CONVERGE).result["msg"]
+        assert message.startswith(f"tailscale_login_server = https://{server}: ") and words in message, message
+        lab.closet.root(host, "systemctl stop impostor 2>/dev/null; rm -f /run/tls.*")
 
 
 def test_check_predicts_and_a_second_run_changes_nothing(history: History) -> None:
@@ -104,6 +144,28 @@ def test_drift_made_by_hand_is_seen_and_mended(joined: TailnetLab) -> None:
     assert joined.prefs("node1")["hostname"] == "other"
     assert joined.closet.play("labrack.infra.closet", "--limit", "node1").task("node1", CONVERGE).changed
     assert joined.prefs("node1")["hostname"] == "node1"
+
+
+def test_another_version_comes_and_the_session_that_carries_it_stays(joined: TailnetLab) -> None:
+    older, address = tailnet.TAILSCALE_VERSIONS[0], joined.address("node1")
+    limit = ("--tags", "tailscale", "--limit", "node1")
+    # back to an older one is what the inventory asks for, and apt is told that it is meant
+    joined.closet.play("labrack.infra.closet", *limit, tailscale_version=older)
+    assert joined.package("node1") == f"{older} tailscale"
+    jump = f"-o ProxyCommand='ssh -F {joined.closet.ssh.config} -W %h:%p root@head'"
+    anew = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    way = {"ansible_host": address, "ansible_port": 22, "ansible_ssh_common_args": f"{anew} {jump}"}
+    closet = joined.knowing({"node1": way})
+    # tailscaled restarts, and this run goes through it
+    waits = closet.play("labrack.infra.closet", *limit).task("node1", CONVERGE).result["pending"]
+    assert [(change["subject"], change["disruption"]) for change in waits] == [("package tailscale", "drain")]
+    assert joined.package("node1") == f"{older} tailscale"
+    predicted = closet.play("labrack.infra.closet", *limit, "--check", tailscale_allow_disconnect=True)
+    made = closet.play("labrack.infra.closet", *limit, tailscale_allow_disconnect=True)
+    assert made.task("node1", CONVERGE).subjects == predicted.task("node1", CONVERGE).subjects == ["package tailscale"]
+    assert joined.package("node1") == f"{TAILSCALE} tailscale"
+    assert (joined.status("node1")["BackendState"], joined.address("node1")) == ("Running", address)
+    assert closet.play("labrack.infra.closet", *limit).changed == {"node1": 0}
 
 
 def test_route_is_advertised_approved_used_and_goes_away(joined: TailnetLab) -> None:
@@ -171,7 +233,16 @@ def test_expired_machine_is_refused_without_a_key_and_joins_with_one(joined: Tai
     refused = joined.closet.play("labrack.infra.closet", "--limit", "admin", ok=False)
     assert refused.rc != 0
     assert "its key has expired, and there is none. Nothing was changed" in refused.messages
+    # with a key, but without the server
+    joined.closet.root("head", "systemctl stop headscale")
+    refused = joined.closet.play(
+        "labrack.infra.closet", "--limit", "admin", ok=False, tailscale_auth_key=joined.key("ada")
+    )
+    assert refused.rc != 0
+    assert "tailscale_login_server = https://control.lab.test: it can't be reached" in refused.messages
+    assert joined.status("admin")["BackendState"] == "NeedsLogin"
     run = joined.closet.play("labrack.infra.closet", "--limit", "head,admin")
+    assert run.task("head", CONTROL).subjects == ["service headscale"]
     assert run.task("admin", CONVERGE).changed
     joined.joined("admin")
     assert (joined.number("admin"), joined.address("admin")) == (number, address)
@@ -216,6 +287,73 @@ def test_wrong_policy_and_settings_are_refused_before_they_are_in_place(joined: 
         assert joined.closet.root("head", files) == before
 
 
+def test_who_leaves_has_no_way_in(joined: TailnetLab, policy: str) -> None:
+    closet, leave, lock = joined.closet, "labrack.infra.offboard", "Converge users, groups, keys and sudo"
+    login = subprocess.Popen(closet.ssh.argv("cyd@node1", "sleep 600"))
+    until("cyd is logged in", lambda: closet.root("node1", "loginctl list-users"), lambda seen: "cyd" in seen)
+    predicted = closet.play(leave, "--check", user="cyd")
+    partly = closet.play(leave, "--limit", "!desk", user="cyd")
+    assert "cyd is still open on desk" in str(partly.task("head", "Report").result["msg"])
+    assert closet.user("cyd@desk", "id -un").stdout == "cyd\n"
+    made = closet.play(leave, user="cyd")
+    report = str(made.task("head", "Report").result["msg"])
+    assert "cyd is locked on head, node1, desk, admin" in report and "still open" not in report
+    assert "taken out as cyd@; expired devices: student" in report
+    for host in MACHINES:
+        run = made if host == "desk" else partly
+        assert run.task(host, lock).subjects == predicted.task(host, lock).subjects != []
+        assert closet.user(f"cyd@{host}", "id -un").returncode == 255
+    for task in ("Converge the tailnet's policy", "Let the devices of people who leave expire"):
+        assert partly.task("head", task).subjects == predicted.task("head", task).subjects != []
+    assert login.wait(timeout=30) != 0
+    assert "cyd" not in closet.root("head", f"cat {POLICY}")
+    until("it is out", lambda: joined.status("student")["BackendState"], lambda seen: seen == "NeedsLogin")
+    # the key by which it had joined opens nothing any more
+    joined.join("student", joined.key("cyd"))
+    assert joined.status("student")["BackendState"] == "NeedsLogin"
+    again = closet.play(leave, user="cyd")
+    assert set(again.changed.values()) == {0}
+    typo = closet.play(leave, "--limit", "head", ok=False, user="syd")
+    assert "-e user=syd: not in lab_users; name one of cyd" in typo.messages
+
+
+def test_client_secret_gets_a_key_for_the_nodes_tags(joined: TailnetLab) -> None:
+    """The API is a stand-in, which hands out a key of the real headscale.
+
+    A machine that headscale knows: of a new one it takes no tags that it asks for beside a key.
+    """
+    closet = joined.closet
+    key = joined.headscale("preauthkeys create --tags tag:lab-worker --expiration 1h")["key"]
+    joined.headscale(f"nodes expire --identifier {joined.number('admin')}")
+    until("it is logged out", lambda: joined.status("admin")["BackendState"], lambda seen: seen == "NeedsLogin")
+    with api.serving(api.Tailnet(auth_keys=[key])) as service:
+        back = f"127.0.0.1:8088:{service.url.removeprefix('http://')}"
+        options = ["-N", "-o", "ExitOnForwardFailure=yes", "-R", back]
+        argv = closet.ssh.argv("root@admin", "")[:-2]
+        tunnel = subprocess.Popen([*argv, *options, "root@admin"])
+        try:
+            until("the API is there", lambda: closet.root("admin", "ss -Hltn 'sport = :8088'"), bool)
+            run = closet.play(
+                "labrack.infra.closet",
+                "--tags",
+                "tailscale",
+                "--limit",
+                "admin",
+                tailscale_auth_key=f"{service.client_secret}?baseURL=http://127.0.0.1:8088",
+                tailscale_tags=["lab-worker"],
+                tailscale_tags_from_key=False,
+            )
+        finally:
+            tunnel.terminate()
+    (asked,) = service.key_requests
+    wanted = {"reusable": False, "ephemeral": False, "preauthorized": True, "tags": ["tag:lab-worker"]}
+    assert asked["capabilities"]["devices"]["create"] == wanted
+    assert joined.status("admin")["BackendState"] == "Running"
+    assert joined.status("admin")["Self"]["Tags"] == ["tag:lab-worker"]
+    for secret in (service.client_secret, key):
+        assert secret not in run.output + closet.root("admin", "journalctl --no-pager")
+
+
 def test_undo_leaves_the_machines_clean(joined: TailnetLab) -> None:
     closet = joined.closet
     absent = {"tailscale_state": "absent", "headscale_state": "absent", "lab_max_disruption": "drain"}
@@ -230,3 +368,48 @@ def test_undo_leaves_the_machines_clean(joined: TailnetLab) -> None:
     # nodes and keys of the tailnet are not thrown away unasked
     assert "db.sqlite" in closet.root("head", "ls /var/lib/headscale")
     assert set(closet.play("labrack.infra.closet", **absent).changed.values()) == {0}
+
+
+def test_headscale_as_a_bare_program(lab: TailnetLab) -> None:
+    """On a head that has none: its checksum, a newer version, the package in its place, and away again."""
+    closet = lab.closet
+    # what is left of the package, its database with it
+    closet.root("head", "dpkg --purge headscale >/dev/null 2>&1; rm -rf /etc/headscale")
+    sums = json.loads((tailnet.ensure_tree(print) / "sums.json").read_text(encoding="utf-8"))
+    kind = f"binary-{tailnet.debian_architecture()}"
+
+    def play(version: str, digest: str, *arguments: str, **more: Any) -> Run:
+        variables = {"headscale_install": "binary", "headscale_version": version, **more}
+        variables["headscale_artifact_sha256"] = {kind: digest}
+        tags = ("--tags", "headscale", "--limit", "head")
+        return closet.play("labrack.infra.closet", *tags, *arguments, ok=False, **variables)
+
+    def seen() -> tuple[str, str]:
+        told = json.loads(closet.root("head", "headscale version --output json"))
+        state = "systemctl is-active headscale; systemctl is-enabled headscale"
+        return told["version"], closet.root("head", state)
+
+    older, runs = tailnet.OLDER_HEADSCALE, "active\nenabled\n"
+    with lab.untouched("head"):
+        wrong = play(older, "0" * 64)
+    assert "nothing was installed. Mend: compare it with the release's checksums.txt" in wrong.messages
+    predicted, made = play(older, sums["older"], "--check"), play(older, sums["older"])
+    assert made.rc == 0, made.output[-4000:]
+    assert predicted.task("head", CONTROL).subjects == made.task("head", CONTROL).subjects
+    assert seen() == (f"v{older}", runs)
+    with lab.untouched("head"):
+        wrong = play(HEADSCALE, "0" * 64)
+    assert "nothing was installed" in wrong.messages
+    assert seen() == (f"v{older}", runs)
+    newer = play(HEADSCALE, sums["binary"])
+    assert newer.task("head", CONTROL).subjects == ["headscale as binary", "service headscale"]
+    assert seen() == (f"v{HEADSCALE}", runs)
+    assert play(HEADSCALE, sums["binary"]).changed == {"head": 0}
+    assert "its database does not go back" in play(older, sums["older"]).messages
+    # the inventory's own: the package, on the same data
+    closet.play("labrack.infra.closet", "--tags", "headscale", "--limit", "head")
+    assert seen() == (f"v{HEADSCALE}", runs)
+    assert [user["name"] for user in lab.headscale("users list")] == ["ada", "cyd"]
+    assert play(HEADSCALE, "", headscale_state="absent").rc == 0
+    places = "/usr/bin /usr/local/bin /etc/systemd/system /etc/systemd/system/multi-user.target.wants /etc/headscale"
+    assert closet.root("head", f"ls -A {places} | grep headscale") == "/etc/headscale:\n"

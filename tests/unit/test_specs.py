@@ -33,6 +33,11 @@ def test_defaults_and_readmes_are_those_of_the_specs() -> None:
     assert not stale, f"run `make docs`: {', '.join(stale)}"
 
 
+def test_readme_names_the_hosts_that_have_the_role() -> None:
+    assert generate_docs.find_play("headscale") == ("labrack.infra.closet", "headscale")
+    assert generate_docs.find_play("baseline") == ("labrack.infra.closet", "lab_head:lab_workers")
+
+
 @each_role
 def test_defaults_read_back_as_specified(role: Path) -> None:
     options = generate_docs.read_spec(role)["options"]

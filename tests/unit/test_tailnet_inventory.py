@@ -175,5 +175,18 @@ def test_whose_devices_expire() -> None:
         assert [one.name for one in tailnet_devices.of_people(devices, [login])] == names
     (change,) = tailnet_devices.plan_expiry(tailnet_devices.of_people(devices, ["ada@", "ben@"]))
     assert change.step == ("expire", "2"), "ben's has expired"
+    now = int(NOW.timestamp())
+    key = {"id": 4, "user": {"name": "ada"}, "reusable": True, "expiration": {"seconds": now + 60}}
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({}, ["pre-auth key 4 of ada"]),
+        ({"expiration": None}, ["pre-auth key 4 of ada"]),
+        ({"used": True}, ["pre-auth key 4 of ada"]),
+        ({"used": True, "reusable": False}, []),
+        ({"expiration": {"seconds": now - 60}}, []),
+        ({"user": {"name": "ben"}}, []),
+        ({"user": None, "acl_tags": ["tag:lab-worker"]}, []),
+    ]
+    for more, subjects in cases:
+        assert [one.subject for one in tailnet_devices.plan_keys([{**key, **more}], ["ada@"], NOW)] == subjects
     shared = Device("x", "x", logins=("ada@",), external=True)
     assert tailnet_devices.of_people([shared], ["ada@"]) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,16 @@ def test_a_wrong_control_server_is_found_before_a_change() -> None:
     assert plan(node(server_problem="it can't be reached"), wanted(auth_key=KEY)) == []
 
 
+def test_an_authority_is_trusted_that_tailscaled_trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = ssl.create_default_context()
+    # as from Python 3.13 on
+    strict.verify_flags |= ssl.VERIFY_X509_STRICT
+    monkeypatch.setattr(ssl, "create_default_context", lambda: strict)
+    context = module.tls_context()
+    assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+    assert context.check_hostname and context.verify_mode is ssl.CERT_REQUIRED
+
+
 def test_an_upgrade_restarts_the_session_that_carries_it() -> None:
     for session, disruption in ((LAN, "restart"), (OVER, "drain")):
         (change,) = plan(node(package=Package("1.100.0"), session=session), wanted())
@@ -430,30 +441,49 @@ HOST: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("more", "key"),
+    ("more", "key", "said"),
     [
-        ({"tailscale_hostname": "GPU_1"}, "tailscale_hostname"),
-        ({"tailscale_login_server": "headscale.lab.test"}, "tailscale_login_server"),
-        ({"tailscale_login_server": ""}, "tailscale_login_server"),
-        ({"lab_tailnet": "tailscale"}, "tailscale_login_server"),
-        ({"tailscale_auth_key": "hskey-api-a-b"}, "tailscale_auth_key"),
-        ({"tailscale_auth_key": "hskey-auth-xxxx"}, "tailscale_auth_key"),
-        ({"tailscale_tags": ["1st"]}, "tailscale_tags[0]"),
-        ({"tailscale_tags": ["gpu"], "tailnet_policy_groups": [{"name": "admins"}]}, "tailscale_tags[0]"),
-        ({"tailscale_advertise_routes": ["10.0.0.1/24"]}, "tailscale_advertise_routes[0]"),
-        ({"tailscale_advertise_routes": ["10.0.0.0/8", "10.1.0.0/16"]}, "tailscale_advertise_routes[1]"),
-        ({"tailscale_advertise_routes": ["0.0.0.0/0"]}, "tailscale_advertise_routes[0]"),
-        ({"tailscale_advertise_routes": ["100.64.0.0/16"]}, "tailscale_advertise_routes[0]"),
-        ({"tailscale_prefs": {"ssh": True}}, "tailscale_prefs.ssh"),
-        ({"tailscale_prefs": {"web-client": True}}, "tailscale_prefs.web-client"),
-        ({"tailscale_exit_node": "a", "tailscale_advertise_exit_node": True}, "tailscale_exit_node"),
-        ({"tailscale_install": "archive"}, "tailscale_archive_sha256"),
+        ({"tailscale_hostname": "GPU_1"}, "tailscale_hostname", "Tailscale would change it. Mend: write gpu-1"),
+        ({"tailscale_login_server": "headscale.lab.test"}, "tailscale_login_server", "not a http or https address"),
+        ({"tailscale_login_server": ""}, "tailscale_login_server", "this is Tailscale's service"),
+        ({"lab_tailnet": "tailscale"}, "tailscale_login_server", "lab_tailnet is tailscale, whose server is another"),
+        ({"tailscale_auth_key": "hskey-api-a-b"}, "tailscale_auth_key", "a key for the API"),
+        ({"tailscale_auth_key": "hskey-auth-xxxx"}, "tailscale_auth_key", "a placeholder"),
+        (
+            {"tailscale_auth_key": "tskey-client-a-b", "tailscale_login_server": "", "lab_tailnet": "tailscale"}
+            | {"tailscale_tags": []},
+            "tailscale_auth_key",
+            "an OAuth client secret, whose nodes need tags. Mend: set tailscale_tags",
+        ),
+        ({"tailscale_tags": ["1st"]}, "tailscale_tags[0]", "not a tag. Mend: begin with a letter"),
+        (
+            {"tailscale_tags": ["gpu"], "tailnet_policy_groups": [{"name": "admins"}]},
+            "tailscale_tags[0]",
+            "the policy names no owner of it, so no node can have it. Mend: use one of tag:lab-head",
+        ),
+        ({"tailscale_advertise_routes": ["10.0.0.1/24"]}, "tailscale_advertise_routes[0]", "Mend: write 10.0.0.0/24"),
+        (
+            {"tailscale_advertise_routes": ["10.0.0.0/8", "10.1.0.0/16"]},
+            "tailscale_advertise_routes[1]",
+            "it overlaps with 10.0.0.0/8, number 0. Mend: keep the bigger of the two",
+        ),
+        ({"tailscale_advertise_routes": ["0.0.0.0/0"]}, "tailscale_advertise_routes[0]", "this is every address"),
+        ({"tailscale_advertise_routes": ["100.64.0.0/16"]}, "tailscale_advertise_routes[0]", "of the tailnet itself"),
+        ({"tailscale_prefs": {"ssh": True}}, "tailscale_prefs.ssh", "Mend: set tailscale_ssh"),
+        ({"tailscale_prefs": {"web-client": True}}, "tailscale_prefs.web-client", "Mend: write webclient"),
+        (
+            {"tailscale_exit_node": "a", "tailscale_advertise_exit_node": True},
+            "tailscale_exit_node",
+            "a node that is an exit node can't use one",
+        ),
+        ({"tailscale_install": "archive"}, "tailscale_archive_sha256", "not taken without its checksum"),
     ],
 )
-def test_wrong_variables(more: dict[str, Any], key: str) -> None:
+def test_wrong_variables(more: dict[str, Any], key: str, said: str) -> None:
     assert list(check_tailnet(HOST)) == []
     (finding,) = check_tailnet({**HOST, **more})
     assert finding.key == key
+    assert said in finding.line()
     assert list(check_tailnet({**HOST, **more, "lab_tailnet": False})) == []
     secret = more.get("tailscale_auth_key")
     assert not secret or secret not in finding.line()
@@ -469,6 +499,9 @@ def test_wrong_between_hosts() -> None:
     assert keys({}, {}) == [("tailscale_hostname", ("b",))]
     assert keys({routes: ["10.0.0.0/8"]}, {**second, routes: ["10.1.0.0/16"]}) == [(f"{routes}[0]", ("b",))]
     assert keys({routes: ["10.0.0.0/8"]}, {**second, routes: ["10.0.0.0/8"]}) == []
+    hosts = {"a": {**HOST, routes: ["10.0.0.0/8"]}, "b": {**HOST, **second, routes: ["10.1.0.0/16"]}}
+    (finding,) = check_tailnet_hosts(Inventory(hosts, {}))
+    assert "it overlaps with 10.0.0.0/8 of a. Mend: advertise each address by one network" in finding.line()
 
 
 def test_a_network_of_its_own_through_the_tailnet() -> None:

@@ -66,6 +66,17 @@ def expire(node: str) -> None:
     _good(run(["headscale", "nodes", "expire", "--identifier", node, "--output", "json"]))
 
 
+def keys() -> list[dict[str, Any]]:
+    """Return the pre-auth keys as ``headscale preauthkeys list`` has them, whole keys left out (HeadscaleError)."""
+    found: list[dict[str, Any]] = json.loads(_good(run(["headscale", "preauthkeys", "list", "--output", "json"])).out)
+    return found or []
+
+
+def expire_key(number: str) -> None:
+    """Let a pre-auth key expire: nobody joins with it any more (HeadscaleError)."""
+    _good(run(["headscale", "preauthkeys", "expire", "--id", number, "--output", "json"]))
+
+
 def _good(done: Done) -> Done:
     if done.rc:
         raise HeadscaleError(_words(done))

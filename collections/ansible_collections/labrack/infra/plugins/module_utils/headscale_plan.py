@@ -409,8 +409,6 @@ def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
     stale = newest > state.service.since > 0
     restart = "its configuration changed" if config_changes or stale else ""
     restart = restart or ("another version" if install else "")
-    if wanted.install == "binary" and not state.service.installed:
-        changes.append(Change("service headscale", "enabled at boot", step=("enable", "headscale")))
     changes += plan_service("headscale", state.service, restart)
     if policy_changes and state.service.active and not restart:
         changes.append(

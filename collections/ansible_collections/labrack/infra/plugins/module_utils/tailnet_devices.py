@@ -127,8 +127,6 @@ def of_headscale(
 def _of_headscale(node: Mapping[str, Any], base_domain: str, now: datetime) -> Device:
     expires, seen = _moment(node.get("expiry")), _moment(node.get("last_seen"))
     tags = tuple(node.get("tags") or ())
-    user = node.get("user") or {}
-    spellings = (f"{user['name']}@" if user.get("name") else "", user.get("email") or "", user.get("name") or "")
     name = str(node.get("given_name") or node.get("name") or "")
     return Device(
         id=str(node["id"]),
@@ -136,12 +134,18 @@ def _of_headscale(node: Mapping[str, Any], base_domain: str, now: datetime) -> D
         dns_name=f"{name}.{base_domain}" if base_domain else "",
         addresses=_sorted(node.get("ip_addresses") or ()),
         tags=tags,
-        logins=() if tags else tuple(text for text in spellings if text),
+        logins=() if tags else _spellings(node.get("user") or {}),
         online=bool(node.get("online")),
         expired=bool(expires and expires <= now),
         last_seen=seen.isoformat() if seen else "",
         routes=tuple(node.get("subnet_routes") or ()),
     )
+
+
+def _spellings(user: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the spellings of the name of a user of headscale."""
+    name = user.get("name") or ""
+    return tuple(text for text in (f"{name}@" if name else "", user.get("email") or "", name) if text)
 
 
 def _moment(stamp: Mapping[str, Any] | None) -> datetime | None:
@@ -169,3 +173,20 @@ def plan_expiry(devices: Iterable[Device]) -> list[Change]:
         for device in devices
         if not device.expired
     ]
+
+
+def plan_keys(keys: Iterable[Mapping[str, Any]], logins: Iterable[str], now: datetime | None = None) -> list[Change]:
+    """Return a change for every pre-auth key of these people by which a node could still join headscale.
+
+    ``keys`` are those that headscale lists (``proto/headscale/v1/preauthkey.proto``); the step is ``("key", id)``.
+    """
+    now = now or datetime.now(timezone.utc)
+    names = {login.lower() for login in logins}
+    changes = []
+    for key in keys:
+        user, until = key.get("user") or {}, _moment(key.get("expiration"))
+        over = (until is not None and until <= now) or (key.get("used") and not key.get("reusable"))
+        if not over and names & {login.lower() for login in _spellings(user)}:
+            words = "expires; no device joins with it any more"
+            changes.append(Change(f"pre-auth key {key['id']} of {user['name']}", words, step=("key", str(key["id"]))))
+    return changes

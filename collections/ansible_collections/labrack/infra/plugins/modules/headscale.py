@@ -402,14 +402,17 @@ class Host:
             # with its mode, by which it could be tried
             shutil.copy(artifact, temporary)
             os.rename(temporary, self.wanted.program)
+        # a package enables its service at its first installation alone
+        act("enable", "headscale")
         write_file(planner.RECORD, FileState(json.dumps({"install": self.wanted.install}) + "\n"))
 
     def _remove(self, kind: str) -> None:
+        # neither program takes its link along by which it starts at boot
+        run(["systemctl", "disable", "--now", "headscale"])
         if kind == "package":
             # no purge: that would take the database with it
             expect(run(["dpkg", "--remove", "headscale"]), "dpkg --remove headscale")
         else:
-            run(["systemctl", "disable", "--now", "headscale"])
             remove_file(planner.PROGRAMS[kind])
 
     def check_config(self, program: str, folder: Path) -> None:

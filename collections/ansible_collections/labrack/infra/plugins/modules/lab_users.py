@@ -291,6 +291,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 SKELETON = "/etc/skel"
 SHADOW = "/etc/shadow"
+#: Seconds until a login that is ended must be gone.
+PATIENCE = 15.0
 #: Seconds for Slurm to end jobs, and between two looks.
 CANCEL_PATIENCE = 15.0
 CANCEL_PAUSE = 0.5
@@ -404,6 +406,13 @@ def open_sessions() -> dict[str, int]:
     return {owner: owners.count(owner) for owner in owners}
 
 
+def await_logout(name: str) -> None:
+    """Wait for the end of logins that are being ended: logind lists them until their last process is gone."""
+    deadline = time.monotonic() + PATIENCE
+    while name in open_sessions() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 def _found(ask: Callable[[Key], Entry], keys: Iterable[Key]) -> Iterator[Entry]:
     for key in keys:
         with suppress(KeyError):
@@ -487,6 +496,8 @@ def apply(changes: list[Change], node: Node, registry: Registry, params: Mapping
             cancel_jobs(rest, change.subject.partition(" ")[2])
         elif verb == "run":
             execute(rest)
+            if rest[0] == "loginctl":
+                await_logout(rest[-1])
         elif verb == "home":
             make_home(users_plan.home_of(node, users[rest[0]]), users[rest[0]])
         elif verb == "keys":

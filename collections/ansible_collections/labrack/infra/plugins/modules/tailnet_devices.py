@@ -9,7 +9,8 @@ module: tailnet_devices
 short_description: Let the devices of people expire
 version_added: 0.1.0
 description:
-  - Lets the keys of all devices expire that belong to these people, so that each must log in again to come back.
+  - Lets the keys of all devices expire that belong to these people, so that each must log in again to come back. With
+    headscale their pre-auth keys expire too, by which a device would come back.
   - A machine with a tag belongs to nobody and is left alone.
   - Run it on the controller for Tailscale's service, and on the control server for headscale.
 author:
@@ -84,21 +85,27 @@ def main() -> None:
     try:
         api = Api.of(module.params, "devices:core") if module.params["server"] == "tailscale" else None
 
-        def look() -> list[Device]:
+        def look() -> tuple[list[Device], list[dict[str, Any]]]:
             if api is not None:
-                return tailnet_devices.of_people(tailnet_devices.of_api(api.devices()), logins)
-            return tailnet_devices.of_people(tailnet_devices.of_headscale(headscale.nodes()), logins)
+                return tailnet_devices.of_people(tailnet_devices.of_api(api.devices()), logins), []
+            return tailnet_devices.of_people(tailnet_devices.of_headscale(headscale.nodes()), logins), headscale.keys()
+
+        def plan(seen: tuple[list[Device], list[dict[str, Any]]]) -> list[Change]:
+            devices, keys = seen
+            return [*tailnet_devices.plan_keys(keys, logins), *tailnet_devices.plan_expiry(devices)]
 
         def apply(changes: list[Change]) -> None:
+            expire = api.expire if api is not None else headscale.expire
             for change in changes:
-                (api.expire if api is not None else headscale.expire)(change.step[1])
+                verb, number = change.step
+                (headscale.expire_key if verb == "key" else expire)(number)
 
         converge(
             module,
             look,
-            tailnet_devices.plan_expiry,
+            plan,
             apply,
-            lambda devices: {"devices": sorted(device.name for device in devices)},
+            lambda seen: {"devices": sorted(device.name for device in seen[0])},
         )
     except (ApiError, HeadscaleError) as error:
         module.fail_json(msg=str(error))

@@ -347,22 +347,34 @@ def read_package(family: str) -> Package | None:
 UNREACHABLE = "it can't be reached"
 
 
+def tls_context() -> ssl.SSLContext:
+    """Return the node's trust in authorities, no stricter than Go's crypto/x509, by which tailscaled verifies.
+
+    From Python 3.13 on an authority is refused that does not say what its key is for, as small ones often don't.
+    """
+    context = ssl.create_default_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 def server_problem(url: str) -> str:
     """Return why a control server can't be logged in to, with the mend; "" where it can.
 
     Asks for its public key, as every client does (tailscale ``control/controlclient/direct.go``).
     """
+    address = f"{url.rstrip('/')}/key?v=142"
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/key?v=142", timeout=SERVER_TIMEOUT) as answer:  # noqa: S310
+        with urllib.request.urlopen(address, timeout=SERVER_TIMEOUT, context=tls_context()) as answer:  # noqa: S310
             found = json.loads(answer.read(1 << 16))
     except urllib.error.HTTPError as error:
         return f"the server answers {error.code} {error.reason}, so it is no control server. Mend: check the address"
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
+            said = reason.verify_message.rstrip(".")
             return (
-                f"its certificate is not one that this node trusts ({reason.verify_message}). Mend: give the server a "
-                "certificate for that name by an authority that the node knows, or correct the address"
+                f"its certificate is not one that this node trusts ({said}). Mend: give the server a certificate for "
+                "that name by an authority that the node knows, or correct the address"
             )
         if isinstance(reason, ssl.SSLError):
             return f"it does not speak TLS ({reason}). Mend: check port and scheme of the address"
