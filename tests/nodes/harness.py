@@ -232,6 +232,12 @@ def bring_up(
     ``variables`` are those of all hosts.
     """
     lab = node.load(state) if node.exists(name) else node.up(LabSpec(name, tuple(nodes)), state, print)
+    return closet_of(lab, groups, variables)
+
+
+def closet_of(lab: Lab, groups: Path, variables: Mapping[str, Any] | None = None) -> Closet:
+    """A running lab with the inventory ``groups``; ``variables`` are those of all hosts."""
+    state = lab.state_dir
     key = state / "researcher"
     if not key.exists():
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "researcher", "-f", str(key)]
