@@ -35,7 +35,7 @@ MACHINE = "q35"
 #: An old model: what it lacks costs an emulated processor time. QEMU 7.2 panics Debian 13's kernel at cmpxchg16b.
 EMULATED_CPU = "Nehalem,-cx16"
 #: Seconds until a machine that boots, or comes back from a snapshot, answers; three at a time on two busy cores.
-BOOT_TIMEOUT = 240.0
+BOOT_TIMEOUT = 480.0
 #: Seconds for the agent's answer to one request.
 AGENT_TIMEOUT = 30.0
 #: The files in a machine's folder, beside its disks.

@@ -39,7 +39,8 @@ set -eu
 echo "$1" >/etc/hostname
 hostname "$1"
 printf '127.0.0.1\\tlocalhost\\n::1\\tlocalhost ip6-localhost ip6-loopback\\n' >/etc/hosts
-printf '[Match]\\nName=eth1\\n\\n[Network]\\nAddress=%s/24\\nGateway=%s\\nIPv6AcceptRA=no\\n' "$2" "$3" \
+# the hub gives a node its own packets back, by which IPv6 takes its address for a duplicate
+printf '[Match]\\nName=eth1\\n\\n[Network]\\nAddress=%s/24\\nGateway=%s\\nLinkLocalAddressing=no\\n' "$2" "$3" \
     >/etc/systemd/network/20-eth1.network
 networkctl reload
 until ip -4 -o address show eth1 | grep -q "$2"; do sleep 0.1; done
