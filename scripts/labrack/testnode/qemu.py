@@ -155,7 +155,7 @@ def state_hash(qemu: Qemu, disk: Disk, hardware: Hardware, setup: str) -> str:
     ``setup`` is what was run in it before it was saved.
     """
     argv = command(qemu, disk, hardware, Wires(0, ""), Path())
-    return hashlib.sha256(json.dumps([qemu.version, argv, setup]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([qemu.version, argv, hardware.disks, setup]).encode()).hexdigest()[:12]
 
 
 def create(argv: Sequence[str], disk: Disk, hardware: Hardware, folder: Path) -> None:
