@@ -11,7 +11,7 @@ READY := .venv/.ready$(subst /,-,$(PYTHON))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-down test test-fast test-unit test-package test-nodes test-gpu lint docs
+.PHONY: help demo demo-down test test-fast test-unit test-package test-nodes test-vm test-gpu lint docs
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +34,9 @@ test-package: $(READY) ## build, install and run wheel and tarball
 
 test-nodes: $(READY) ## on nodes in containers; LABRACK_NODE_SYSTEM=debian12 picks their system
 	$(PYTEST) -n 2 --dist loadscope tests/nodes -v --junitxml=$(JUNIT)/nodes.xml
+
+test-vm: $(READY) ## on nodes that are virtual machines, with kernels, disks and power switches of their own
+	$(PYTEST) tests/vm -v --junitxml=$(JUNIT)/vm.xml
 
 test-gpu: $(READY) ## on a machine with NVIDIA GPUs: facts and health check against them; no part of test
 	$(PYTEST) tests/gpu -v --junitxml=$(JUNIT)/gpu.xml

@@ -33,6 +33,8 @@ INVENTORIES = Path(__file__).parent / "inventories"
 PATIENCE = 60.0
 #: What steers a play on the controller and runs no module on a host.
 STEERING = frozenset(["assert", "debug", "include_tasks", "lab_check", "set_fact", "validate_argument_spec"])
+#: Tries to open each card. There is no driver: ENXIO says that the card may be opened, EPERM that it may not.
+TOUCH = "for card in /dev/nvidia[0-9]*; do (exec 3<>$card) 2>&1; done; true"
 
 Seen = TypeVar("Seen")
 
@@ -82,6 +84,16 @@ class Run:
     def messages(self) -> str:
         """The messages of the tasks that failed."""
         return "\n".join(str(task.result.get("msg", "")) for task in self.tasks if task.ending == "failed")
+
+
+def opened(printed: str) -> list[str]:
+    """The cards that :data:`TOUCH` could open."""
+    return sorted(re.findall(r"(/dev/nvidia\d): No such device or address", printed))
+
+
+def refused(printed: str) -> list[str]:
+    """The cards that :data:`TOUCH` could not open."""
+    return sorted(re.findall(r"(/dev/nvidia\d): Operation not permitted", printed))
 
 
 def play(playbook: str, inventory: Sequence[Path], artifacts: Path, *arguments: str) -> Run:
@@ -232,6 +244,12 @@ def bring_up(
     ``variables`` are those of all hosts.
     """
     lab = node.load(state) if node.exists(name) else node.up(LabSpec(name, tuple(nodes)), state, print)
+    return closet_of(lab, groups, variables)
+
+
+def closet_of(lab: Lab, groups: Path, variables: Mapping[str, Any] | None = None) -> Closet:
+    """A running lab with the inventory ``groups``; ``variables`` are those of all hosts."""
+    state = lab.state_dir
     key = state / "researcher"
     if not key.exists():
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "researcher", "-f", str(key)]

@@ -6,18 +6,7 @@ from __future__ import annotations
 
 import re
 
-from tests.nodes.harness import Closet
-
-#: Tries to open each card. There is no driver: ENXIO says that the card may be opened, EPERM that it may not.
-TOUCH = "for card in /dev/nvidia[0-9]*; do (exec 3<>$card) 2>&1; done; true"
-
-
-def opened(printed: str) -> list[str]:
-    return sorted(re.findall(r"(/dev/nvidia\d): No such device or address", printed))
-
-
-def refused(printed: str) -> list[str]:
-    return sorted(re.findall(r"(/dev/nvidia\d): Operation not permitted", printed))
+from tests.nodes.harness import TOUCH, Closet, opened, refused
 
 
 def test_job_without_a_gpu_opens_none(closet: Closet) -> None:

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import re
 
-from tests.nodes.harness import Closet, until
-from tests.nodes.test_isolation import TOUCH, opened, refused
+from tests.nodes.harness import TOUCH, Closet, opened, refused, until
 
 
 def test_login_without_a_job_is_refused(closet: Closet) -> None:

@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import gpus
+from . import gpus, qemu
 from .docker import LabError, Say, docker, last_lines
 from .engine import apt_install, ensure_engine
-from .gpus import GpuSpec
+from .gpus import Document, GpuSpec
 from .image import ensure_image
 
 #: Marks the containers and the network of a lab.
@@ -65,6 +65,14 @@ class NodeSpec:
     tun: bool = False
     #: Volumes by name, and where they are mounted; empty when they are made. Nodes that name the same one share it.
     volumes: tuple[tuple[str, str], ...] = ()
+    #: Of a virtual machine alone: its memory, its processors, and the sizes of further disks in GiB, see :mod:`.vm`.
+    memory_mib: int = 1024
+    cpus: int = 1
+    disks: tuple[int, ...] = ()
+
+    def cards(self, lab: str) -> Document:
+        """What its cards are at first, in a lab of that name."""
+        return gpus.document(f"{lab}/{self.name}", self.gpus, self.driver, self.nouveau, self.nvswitches)
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Node:
     """A running node."""
 
     name: str
+    #: Its container's name; that of a virtual machine is for messages alone.
     container: str
     system: str
     #: Its IPv4 address in the lab's network.
@@ -90,6 +99,8 @@ class Node:
     port: int
     #: How many cards it has.
     gpus: int
+    #: The folder of its virtual machine; "" where it is a container.
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,14 +139,9 @@ def up(spec: LabSpec, state_dir: Path, say: Say) -> Lab:
     if exists(spec.name):
         raise NodeError(f"A lab named {spec.name} is there already. Take it away first, or use another name.")
     images = {system: ensure_image(system, say) for system in dict.fromkeys(node.system for node in spec.nodes)}
-    state_dir = state_dir.absolute()
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lab = Lab(spec.name, (), state_dir)
-    _make_key(lab.key)
+    lab = prepare(spec.name, state_dir)
     # What an interrupted run has left must not be taken for this lab's.
     _remove(spec.name)
-    (state_dir / "nodes.json").unlink(missing_ok=True)
-    lab.known_hosts.write_text("", encoding="utf-8")
     try:
         docker("network", "create", "--label", f"{LABEL}={spec.name}", network_name(spec.name))
         for name in sorted({name for member in spec.nodes for name, _path in member.volumes}):
@@ -146,18 +152,33 @@ def up(spec: LabSpec, state_dir: Path, say: Say) -> Lab:
                 pool.submit(_start, lab, node, images[node.system], port, spec.isolated, say)
                 for node, port in zip(spec.nodes, ports, strict=True)
             ]
-            lab = Lab(spec.name, tuple(job.result() for job in jobs), state_dir)
+            lab = replace(lab, nodes=tuple(job.result() for job in jobs))
     except BaseException:
         _remove(spec.name)
         raise
-    nodes = {"name": lab.name, "nodes": [asdict(node) for node in lab.nodes]}
-    (state_dir / "nodes.json").write_text(json.dumps(nodes, indent=2) + "\n", encoding="utf-8")
+    save(lab)
     return lab
 
 
 def exists(name: str) -> bool:
     """Whether a lab of that name has containers, running or not."""
     return bool(_containers(name))
+
+
+def prepare(name: str, state_dir: Path) -> Lab:
+    """A lab without nodes yet, whose state directory has the admin's key and nothing of an earlier lab."""
+    lab = Lab(name, (), state_dir.absolute())
+    lab.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_key(lab.key)
+    (lab.state_dir / "nodes.json").unlink(missing_ok=True)
+    lab.known_hosts.write_text("", encoding="utf-8")
+    return lab
+
+
+def save(lab: Lab) -> None:
+    """Write what :func:`load` reads."""
+    nodes = {"name": lab.name, "nodes": [asdict(node) for node in lab.nodes]}
+    (lab.state_dir / "nodes.json").write_text(json.dumps(nodes, indent=2) + "\n", encoding="utf-8")
 
 
 def load(state_dir: Path) -> Lab:
@@ -174,21 +195,28 @@ def down(name: str, state_dir: Path, say: Say) -> None:
     """Take a lab away: containers, network, volumes, and files in the state directory. A missing lab is no error."""
     count = len(_containers(name))
     _remove(name)
+    forget(state_dir)
+    say(f"Lab {name}: {count} node{'' if count == 1 else 's'} removed")
+
+
+def forget(state_dir: Path) -> None:
+    """Remove a lab's own files from its state directory, and the directory if nothing else is there."""
     for file in ("nodes.json", "id_ed25519", "id_ed25519.pub", "known_hosts"):
         (state_dir / file).unlink(missing_ok=True)
     if state_dir.is_dir() and not any(state_dir.iterdir()):
         state_dir.rmdir()
-    say(f"Lab {name}: {count} node{'' if count == 1 else 's'} removed")
 
 
 def exec(
     node: Node, argv: Sequence[str], input: str | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as root on a node, past ssh; see :func:`.docker.docker` for errors."""
+    """Run a command as root on a node, past ssh; :class:`.docker.LabError` when ``check`` is set and it fails."""
+    if node.machine:
+        return qemu.run(Path(node.machine), argv, input or "", check)
     return docker("exec", "-i", node.container, *argv, input=input or "", check=check)
 
 
-def set_gpus(node: Node, change: Callable[[gpus.Document], None]) -> None:
+def set_gpus(node: Node, change: Callable[[Document], None]) -> None:
     """Change a node's cards: ``change`` edits the document of :mod:`.gpus` in place.
 
     New Xid errors in it are written to the node's stand-in for the kernel log. Breaking a card::
@@ -199,7 +227,7 @@ def set_gpus(node: Node, change: Callable[[gpus.Document], None]) -> None:
     after = deepcopy(before)
     change(after)
     uptime = float(exec(node, ["cat", "/proc/uptime"]).stdout.split()[0])
-    _copy(node.container, {"/etc/labrack-testnode/gpus.json": json.dumps(after, indent=1)})
+    exec(node, ["tee", "/etc/labrack-testnode/gpus.json"], input=json.dumps(after, indent=1))
     exec(node, ["/usr/lib/labrack-testnode/setup-gpus"])
     append = [] if gpus.log_starts_over(before, after) else ["-a"]
     lines = gpus.kernel_lines(before, after, uptime)
@@ -334,12 +362,10 @@ def _start(lab: Lab, spec: NodeSpec, image: str, port: int, isolated: bool, say:
     started = time.monotonic()
     container = container_name(lab.name, spec.name)
     docker("create", *run_flags(lab.name, spec, port, isolated), image)
-    owner = f"{lab.name}/{spec.name}"
-    document = gpus.document(owner, spec.gpus, spec.driver, spec.nouveau, spec.nvswitches)
     _copy(
         container,
         {
-            "/etc/labrack-testnode/gpus.json": json.dumps(document, indent=1),
+            "/etc/labrack-testnode/gpus.json": json.dumps(spec.cards(lab.name), indent=1),
             "/root/.ssh/authorized_keys": lab.key.with_suffix(".pub").read_text(encoding="utf-8"),
             **({"/etc/labrack-testnode/tun": ""} if spec.tun else {}),
             **({"/etc/labrack-testnode/isolated": ""} if isolated else {}),
@@ -350,10 +376,7 @@ def _start(lab: Lab, spec: NodeSpec, image: str, port: int, isolated: bool, say:
     template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     address = docker("inspect", "--format", template, container).stdout.strip()
     node = Node(spec.name, container, spec.system, address, port, len(spec.gpus))
-    host_key = exec(node, ["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).stdout.split()
-    with lab.known_hosts.open("a", encoding="utf-8") as file:
-        file.write(f"[127.0.0.1]:{port} {host_key[0]} {host_key[1]}\n")
-    _check_ssh(lab, node)
+    check_ssh(lab, node)
     say(f"{spec.name}: up after {time.monotonic() - started:.1f} s ({spec.system}, {len(spec.gpus)} GPUs)")
     return node
 
@@ -385,7 +408,11 @@ def _log(container: str) -> str:
     return last_lines(logs.stdout + logs.stderr + journal.stdout, 30)
 
 
-def _check_ssh(lab: Lab, node: Node) -> None:
+def check_ssh(lab: Lab, node: Node) -> None:
+    """Pin a new node's host key, and let root in with it; :class:`NodeError` when the node does not."""
+    host_key = exec(node, ["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).stdout.split()
+    with lab.known_hosts.open("a", encoding="utf-8") as file:
+        file.write(f"[127.0.0.1]:{node.port} {host_key[0]} {host_key[1]}\n")
     variables = inventory(Lab(lab.name, (node,), lab.state_dir))[node.name]
     options = shlex.split(variables["ansible_ssh_common_args"])
     target = ["-p", str(node.port), "-i", str(lab.key), "root@127.0.0.1", "true"]
