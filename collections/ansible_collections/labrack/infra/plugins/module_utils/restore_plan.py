@@ -136,7 +136,9 @@ def compare(entries: Iterable[Entry], found: Mapping[str, Entry]) -> Compared:
             blocked.add(entry.path)
         elif there is None:
             lists["missing"].append(entry.path)
-        elif there.kind == entry.kind != "file" or (there.size, there.changed) == (entry.size, entry.changed):
+        elif there.kind == entry.kind and (
+            entry.kind != "file" or (there.size, there.changed) == (entry.size, entry.changed)
+        ):
             continue
         else:
             lists["older" if there.changed < entry.changed else "newer"].append(entry.path)
