@@ -70,11 +70,11 @@ def home() -> Path:
     return checkout if (checkout / "ansible.cfg").is_file() else Path(__file__).resolve().parent
 
 
-def run_playbook(playbook: str, inventory: Sequence[Path], log: Path, step: Step) -> Outcome:
+def run_playbook(playbook: str, inventory: Sequence[Path], log: Path, step: Step, tags: Sequence[str] = ()) -> Outcome:
     """Run a playbook, named by its FQCN or path, with the project's own ansible.cfg; show its progress in ``step``.
 
-    ``log`` is written anew. Raises :class:`RunError` when a task or the playbook fails, and KeyboardInterrupt, after
-    ansible-playbook has ended, when the user stops it.
+    ``tags`` are those to run, all if there are none. ``log`` is written anew. Raises :class:`RunError` when a task or
+    the playbook fails, and KeyboardInterrupt, after ansible-playbook has ended, when the user stops it.
     """
     environment = {
         "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
@@ -99,6 +99,7 @@ def run_playbook(playbook: str, inventory: Sequence[Path], log: Path, step: Step
             project_dir=str(home()),
             playbook=playbook,
             inventory=[str(path) for path in inventory],
+            tags=",".join(tags),
             envvars=environment,
             event_handler=events,
             cancel_callback=interrupted.is_set,

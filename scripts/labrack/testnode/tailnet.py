@@ -23,7 +23,7 @@ def equip(lab: Lab, head: str, control: str) -> None:
         node.exec(member, ["tee", "/usr/local/share/ca-certificates/lab.crt"], input=authority)
         # a tailscaled that may not tell its maker of itself, though nothing leaves the lab anyway
         script = (
-            f"update-ca-certificates >/dev/null 2>&1 && {_known(f'{lab.node(head).address} {control}')} && "
+            f"update-ca-certificates >/dev/null 2>&1 && {_known(control, lab.node(head).address)} && "
             "mkdir -p /etc/systemd/system/tailscaled.service.d && printf '[Service]\\n"
             "Environment=TS_NO_LOGS_NO_SUPPORT=true\\n' >/etc/systemd/system/tailscaled.service.d/test.conf"
         )
@@ -57,13 +57,13 @@ def cut_off(lab: Lab, names: Mapping[str, str]) -> None:
             "touch /etc/labrack-testnode/isolated",
             "{ ip route del default 2>/dev/null; ip -6 route del default 2>/dev/null; true; }",
             "echo 'nameserver 127.0.0.1' >/etc/resolv.conf",
-            *(_known(f"{address} {name}") for name, address in names.items()),
+            *(_known(name, address) for name, address in names.items()),
         ]
     )
     for member in lab.nodes:
         node.exec(member, ["sh", "-c", script])
 
 
-def _known(line: str) -> str:
-    """The shell command after which a line is in the hosts file, once."""
-    return f"{{ grep -qxF '{line}' /etc/hosts || echo '{line}' >>/etc/hosts; }}"
+def _known(name: str, address: str) -> str:
+    """The shell command after which a name is in the hosts file, with this address alone."""
+    return f"sed -i '/ {name}$/d' /etc/hosts && echo '{address} {name}' >>/etc/hosts"
