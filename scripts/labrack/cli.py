@@ -67,15 +67,18 @@ def demo_up(
         typer.Option(metavar="SYSTEM", callback=_known_system, help=f"The nodes' system: {', '.join(SYSTEMS)}."),
     ] = "debian13",
     script: Annotated[bool, typer.Option(help="Let two researchers share the GPUs, as a check.")] = True,
+    tailnet: Annotated[
+        bool, typer.Option("--tailnet", help="Give the lab a tailnet with its own headscale; in a checkout, with Go.")
+    ] = False,
 ) -> None:
     """Start the demo's lab, configure it with closet.yml over ssh, and let two researchers share its GPUs.
 
     Where no Docker engine runs, the distribution's is installed (Debian and Ubuntu, as root). With the lab there
-    already, configure it again and play the script again.
+    already, configure it again and play the script again. A tailnet, once there, stays.
     """
     progress = Progress(Console(highlight=False))
     with _errors(progress.console, "The lab stays as it is: `labrack demo up` goes on, `labrack demo down` ends it."):
-        demo.up(system, script, progress)
+        demo.up(system, script, progress, tailnet)
 
 
 @demo_app.command("status")

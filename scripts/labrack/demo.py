@@ -9,13 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from . import ssh, status
+from . import demo_tailnet, ssh, status
 from .progress import Progress
 from .run import Outcome, home, run_playbook
 from .ssh import Ssh
@@ -59,33 +59,48 @@ def state_dir() -> Path:
     return Path(base) / "labrack/demo"
 
 
-def up(system: str, script: bool, progress: Progress) -> None:
+def up(system: str, script: bool, progress: Progress, tailnet: bool = False) -> None:
     """Make the lab, or take the one that is there; converge it; play the script; tell what to do next.
 
-    ``system`` is a key of :data:`.testnode.image.SYSTEMS`. Raises :class:`.testnode.docker.LabError` and
-    :class:`.run.RunError`; the lab stays then, for a look at it.
+    ``system`` is a key of :data:`.testnode.image.SYSTEMS`. With ``tailnet`` the lab gets one of its own, and keeps it.
+    Raises :class:`.testnode.docker.LabError` and :class:`.run.RunError`; the lab stays then, for a look at it.
     """
     console = progress.console
+    if tailnet:
+        with progress.step("Programs") as step:
+            step.summary = demo_tailnet.ensure_programs(system, step.say)
     with progress.step("Image") as step:
         engine.ensure_engine(step.say)
         step.summary = ensure_image(system, step.say)
     again = node.exists(LAB)
     with progress.step("Nodes") as step:
         nfs = _shares_by_nfs() if again else kernel_has_nfs()
-        lab = _existing(system) if again else node.up(_spec(system, nfs), state_dir(), step.say)
+        if again:
+            lab = _existing(system, tailnet)
+        else:
+            (state_dir() / demo_tailnet.VARIABLES).unlink(missing_ok=True)
+            lab = node.up(_spec(system, nfs, tailnet), state_dir(), step.say)
         if not nfs:
             _fill_volumes(lab)
         _write_inventory(lab, nfs)
         names = ", ".join(f"{name} ({len(cards)} GPUs)" if cards else name for name, cards in CARDS.items())
         how = "" if nfs else f"; this kernel has no NFS, so volumes share {', '.join(SHARED)}"
         step.summary = f"{'there already: ' if again else ''}{names}{how}"
-    with progress.step("Converge") as step:
-        outcome = run_playbook(PLAYBOOK, [home() / "inventories/demo"], state_dir() / "ansible.log", step)
-        step.summary = _summary(outcome)
+    _converge(progress, "Converge", "ansible.log")
+    if tailnet and demo_tailnet.variables(state_dir()) is None:
+        with progress.step("Cut off") as step:
+            demo_tailnet.prepare(lab, system, state_dir(), step.say)
+            _write_inventory(lab, nfs)
+            step.summary = "the nodes reach each other and a mirror, nothing else"
+        _converge(progress, "Tailnet", "tailnet.log", demo_tailnet.TAGS)
     if script:
         with progress.step("Script") as step:
             step.say("Two researchers share the cards of node1")
             Story(console, _ssh()).play()
+            step.summary = "every line above was checked"
+    if tailnet:
+        with progress.step("Names") as step:
+            Story(console, _ssh()).names(CARDS)
             step.summary = "every line above was checked"
     console.print()
     console.print(_times(progress.seconds))
@@ -116,6 +131,12 @@ def read_status() -> status.Status:
     return status.read(HEAD, lambda host, command: _ssh().output(f"root@{host}", command))
 
 
+def _converge(progress: Progress, name: str, log: str, tags: Sequence[str] = ()) -> None:
+    with progress.step(name) as step:
+        outcome = run_playbook(PLAYBOOK, [home() / "inventories/demo"], state_dir() / log, step, tags)
+        step.summary = _summary(outcome)
+
+
 def kernel_has_nfs(filesystems: Path = Path("/proc/filesystems")) -> bool:
     """Whether this machine's kernel serves and mounts NFS by now. A demo loads no modules."""
     return {"nfs4", "nfsd"} <= {line.split()[-1] for line in filesystems.read_text(encoding="utf-8").splitlines()}
@@ -130,11 +151,11 @@ def _shares_by_nfs() -> bool:
     return not document["all"]["vars"].get("demo_volumes", True)
 
 
-def _spec(system: str, nfs: bool) -> node.LabSpec:
+def _spec(system: str, nfs: bool, tailnet: bool) -> node.LabSpec:
     """The lab. By NFS the head alone has the volumes: what a container has itself can't be exported."""
     volumes = tuple((path.strip("/"), path) for path in SHARED)
     nodes = (
-        node.NodeSpec(name, system, cards, volumes=volumes if name == HEAD or not nfs else ())
+        node.NodeSpec(name, system, cards, tun=tailnet, volumes=volumes if name == HEAD or not nfs else ())
         for name, cards in CARDS.items()
     )
     return node.LabSpec(LAB, tuple(nodes))
@@ -147,18 +168,24 @@ def _fill_volumes(lab: node.Lab) -> None:
     node.exec(lab.node(HEAD), ["sh", "-c", script])
 
 
-def _existing(system: str) -> node.Lab:
+def _existing(system: str, tailnet: bool) -> node.Lab:
     """The lab that is there, if it can be used; :class:`LabError` with the mend otherwise."""
     mend = "Run `labrack demo down`, then `labrack demo up`."
     try:
         lab = node.load(state_dir())
     except node.NodeError:
         raise LabError(f"A lab {LAB} is there that was not made from {home()}. {mend}") from None
-    containers = docker("ps", "-q", "--filter", f"label={node.LABEL}={LAB}").stdout.split()
-    if len(containers) != len(lab.nodes):
-        raise LabError(f"{len(containers)} of the lab's {len(lab.nodes)} nodes run. {mend}")
+    running = docker("ps", "--filter", f"label={node.LABEL}={LAB}", "--format", "{{.Names}}").stdout.split()
+    there = [member for member in lab.nodes if member.container in running]
+    if len(there) != len(lab.nodes):
+        raise LabError(f"{len(there)} of the lab's {len(lab.nodes)} nodes run. {mend}")
     if {member.system for member in lab.nodes} != {system}:
         raise LabError(f"The lab that is there runs {lab.nodes[0].system}, not {system}. {mend}")
+    if tailnet and any(node.exec(member, ["test", "-c", "/dev/net/tun"], check=False).returncode for member in there):
+        raise LabError(
+            "The lab that is there was made without a tailnet, and its nodes can't make tunnels. "
+            "Run `labrack demo down`, then `labrack demo up --tailnet`."
+        )
     return lab
 
 
@@ -168,13 +195,21 @@ def _write_inventory(lab: node.Lab, nfs: bool) -> None:
     if not key.exists():
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "researcher", "-f", str(key)]
         subprocess.run(keygen, check=True)
-    (state_dir() / "ssh_config").write_text(ssh.config(lab, "ada", key), encoding="utf-8")
+    tailnet = demo_tailnet.variables(state_dir())
+    domain = "" if tailnet is None else demo_tailnet.DOMAIN
+    (state_dir() / "ssh_config").write_text(ssh.config(lab, "ada", key, domain, HEAD), encoding="utf-8")
     public = key.with_suffix(".pub").read_text(encoding="utf-8").strip()
     children: dict[str, dict[str, dict[str, Any]]] = {
         group: {"hosts": {host: {} for host in hosts}} for group, hosts in GROUPS.items()
     }
-    variables = {"demo_keys": [public], "demo_volumes": not nfs}
-    document = {"all": {"hosts": node.inventory(lab), "vars": variables, "children": children}}
+    if tailnet is not None:
+        children |= {"headscale": {"hosts": {HEAD: {}}}, "demo_tailnet": {"hosts": {host: {} for host in CARDS}}}
+    hosts = node.inventory(lab)
+    for member in lab.nodes:
+        # a node that is cut off has no default route to tell it by
+        hosts[member.name]["lab_address"] = member.address
+    common = {"demo_keys": [public], "demo_volumes": not nfs, **(tailnet or {})}
+    document = {"all": {"hosts": hosts, "vars": common, "children": children}}
     (state_dir() / "hosts.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -200,13 +235,18 @@ def _times(seconds: list[tuple[str, float]]) -> Table:
 def _next_steps() -> str:
     installed = Path(sys.executable).with_name("labrack")
     command = "labrack" if shutil.which("labrack") else str(_from_here(installed))
+    names = ""
+    if demo_tailnet.variables(state_dir()) is not None:
+        names = f"""
+  ssh -F {_from_here(_ssh().config)} root@node1.{demo_tailnet.DOMAIN}
+  {" " * len(command)}                by its name in the tailnet, through the head"""
     return f"""
 [bold]Try next[/bold]
   {command} demo status    nodes, GPUs and the queue
   {command} demo up        converge again: nothing changes
   {command} demo down      end it
   ssh -F {_from_here(_ssh().config)} ada@head
-  {" " * len(command)}                log in as ada, then take a card: srun --gres=gpu:1 nvidia-smi -L"""
+  {" " * len(command)}                log in as ada, then take a card: srun --gres=gpu:1 nvidia-smi -L{names}"""
 
 
 def _from_here(path: Path) -> Path:

@@ -71,13 +71,18 @@ def home() -> Path:
 
 
 def run_playbook(
-    playbook: str, inventory: Sequence[Path], log: Path, step: Step, variables: Mapping[str, str] | None = None
+    playbook: str,
+    inventory: Sequence[Path],
+    log: Path,
+    step: Step,
+    tags: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a playbook, named by its FQCN or path, with the project's own ansible.cfg; show its progress in ``step``.
 
-    ``variables`` are extra ones, and no secrets, as they are on the command line. ``log`` is written anew. Raises
-    :class:`RunError` when a task or the playbook fails, and KeyboardInterrupt, after ansible-playbook has ended, when
-    the user stops it.
+    ``tags`` are those to run, all if there are none. ``variables`` are extra ones, and no secrets, as they are on the
+    command line. ``log`` is written anew. Raises :class:`RunError` when a task or the playbook fails, and
+    KeyboardInterrupt, after ansible-playbook has ended, when the user stops it.
     """
     environment = {
         "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
@@ -103,6 +108,7 @@ def run_playbook(
             playbook=playbook,
             inventory=[str(path) for path in inventory],
             extravars=dict(variables or {}),
+            tags=",".join(tags),
             envvars=environment,
             event_handler=events,
             cancel_callback=interrupted.is_set,

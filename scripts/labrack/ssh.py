@@ -22,16 +22,19 @@ class Ssh:
 
     config: Path
 
-    def argv(self, target: str, command: str) -> list[str]:
-        """The argument list that runs a shell command on ``user@host``."""
-        return ["ssh", "-F", str(self.config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", target, command]
+    def argv(self, target: str, command: str, through: str = "") -> list[str]:
+        """The argument list that runs a shell command on ``user@host``, ``through`` another one if that is given."""
+        jump = ["-J", through] if through else []
+        options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *jump]
+        return ["ssh", "-F", str(self.config), *options, target, command]
 
-    def run(self, target: str, command: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, target: str, command: str, timeout: float = 30.0, through: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run a shell command on ``user@host``; any exit status is fine. :class:`SshError` after ``timeout`` s."""
+        argv = self.argv(target, command, through)
         try:
-            return subprocess.run(
-                self.argv(target, command), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout
-            )
+            return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise SshError(f"{target}: `{command}` did not end within {timeout:.0f} s.") from None
 
@@ -43,10 +46,21 @@ class Ssh:
         return done.stdout
 
 
-def config(lab: Lab, user: str, user_key: Path) -> str:
-    """The text of an ssh configuration for a lab: root with the admin's key, others with ``user_key``."""
-    lines = [
-        "# Written by `labrack demo up`.",
+def config(lab: Lab, user: str, user_key: Path, domain: str = "", entry: str = "") -> str:
+    """The text of an ssh configuration for a lab: root with the admin's key, others with ``user_key``.
+
+    With a ``domain`` also for the nodes' names in the lab's tailnet, into which the node ``entry`` leads.
+    """
+    lines = ["# Written by `labrack demo up`."]
+    for node in lab.nodes if domain else ():
+        # what stands first holds
+        lines += [
+            f"Host {node.name}.{domain}",
+            f"    HostName {node.name}.{domain}",
+            f"    HostKeyAlias [127.0.0.1]:{node.port}",
+            f"    ProxyJump root@{entry}",
+        ]
+    lines += [
         "Host *",
         "    HostName 127.0.0.1",
         f"    User {user}",

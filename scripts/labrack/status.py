@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ansible_collections.labrack.infra.plugins.module_utils import tailnet_devices
 from ansible_collections.labrack.infra.plugins.module_utils.gpu_names import slurm_type
 
 #: Runs a command line as root on a host and returns what it printed; raises for a host that can't be reached.
@@ -26,6 +28,8 @@ NODES_COMMAND = "scontrol -o -d show nodes"
 JOBS_COMMAND = "squeue -h -a -O '" + ",".join(f"{name}:200{_SEPARATOR}" for name in _FIELDS) + "'"
 #: What is asked of each node; a driver that fails says so in the output, which then has no temperature.
 CARDS_COMMAND = "nvidia-smi --query-gpu=name,temperature.gpu --format=csv,noheader,nounits || true"
+#: What is asked of the head, which need not be in a tailnet, nor have the command.
+TAILNET_COMMAND = "tailscale status --json 2>/dev/null || true"
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,25 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """A machine in the tailnet, as the head sees it."""
+
+    #: The first label of its MagicDNS name, and the whole.
+    name: str
+    dns_name: str
+    #: Its address in the tailnet, IPv4 where it has one.
+    address: str
+    online: bool
+
+
+@dataclass(frozen=True)
 class Status:
     """A cluster at one moment."""
 
     nodes: tuple[Node, ...]
     jobs: tuple[Job, ...]
+    #: The machines of the tailnet that the head is in; people's own devices are none.
+    tailnet: tuple[Machine, ...] = ()
 
 
 def read(head: str, remote: Remote) -> Status:
@@ -86,8 +104,9 @@ def read(head: str, remote: Remote) -> Status:
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         jobs = pool.submit(remote, head, JOBS_COMMAND)
+        machines = pool.submit(remote, head, TAILNET_COMMAND)
         nodes = pool.map(cards, parse_nodes(remote(head, NODES_COMMAND)))
-        return Status(tuple(nodes), parse_jobs(jobs.result()))
+        return Status(tuple(nodes), parse_jobs(jobs.result()), parse_tailnet(machines.result()))
 
 
 def parse_nodes(text: str) -> tuple[Node, ...]:
@@ -137,14 +156,27 @@ def parse_jobs(text: str) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
+def parse_tailnet(text: str) -> tuple[Machine, ...]:
+    """The machines with a tag in the output of :data:`TAILNET_COMMAND`, by name; none where it isn't logged in."""
+    try:
+        devices = tailnet_devices.of_status(json.loads(text or "{}"))
+    except ValueError:
+        return ()
+    machines = (one for one in devices if one.tags and one.addresses and not one.external)
+    return tuple(
+        Machine(one.name, one.dns_name, one.addresses[0], one.online)
+        for one in sorted(machines, key=lambda one: one.name)
+    )
+
+
 def with_temperatures(node: Node, cards: Mapping[str, tuple[int, ...]]) -> Node:
     """The node with the temperatures of its cards."""
     return replace(node, gpus=tuple(replace(gpus, temperatures_c=cards.get(gpus.type, ())) for gpus in node.gpus))
 
 
 def render(status: Status) -> RenderableType:
-    """The cluster as two tables: nodes with their GPUs, and the queue."""
-    return Group(_nodes_table(status.nodes), _jobs_table(status.jobs))
+    """The cluster as tables: nodes with their GPUs, the queue, and the tailnet where there is one."""
+    return Group(_nodes_table(status.nodes), _jobs_table(status.jobs), *_tailnet_table(status.tailnet))
 
 
 def new_table(*columns: str, right: Sequence[str]) -> Table:
@@ -176,6 +208,16 @@ def _jobs_table(jobs: Sequence[Job]) -> RenderableType:
         texts = (Text(job.id), Text(job.user), Text(job.name), _state(job.state))
         table.add_row(*texts, str(job.gpus), job.time, Text(job.where))
     return Group(Text(), table)
+
+
+def _tailnet_table(machines: Sequence[Machine]) -> tuple[RenderableType, ...]:
+    if not machines:
+        return ()
+    table = new_table("IN THE TAILNET", "ADDRESS", "STATE", right=())
+    for machine in machines:
+        state = Text("online", "green") if machine.online else Text("offline", "red")
+        table.add_row(Text(machine.dns_name), machine.address, state)
+    return Text(), table
 
 
 def _state(state: str) -> Text:

@@ -29,7 +29,7 @@ def read(inventory: Sequence[Path], log: Path, step: Step) -> list[Report]:
     """Return the reports of the hosts that have directories; :class:`.run.RunError` where one can't be asked."""
     with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
         file = Path(folder) / "storage.json"
-        run_playbook(PLAYBOOK, inventory, log, step, {"storage_report_file": str(file)})
+        run_playbook(PLAYBOOK, inventory, log, step, variables={"storage_report_file": str(file)})
         reports: list[Report] = json.loads(file.read_text(encoding="utf-8"))
     return reports
 

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -42,6 +44,7 @@ def until(what: str, probe: Callable[[], status.Status], holds: Callable[[status
     deadline = time.monotonic() + PATIENCE
     while not holds(seen := probe()):
         lines = [f"{node.name} is {node.state} {node.reason}".rstrip() for node in seen.nodes]
+        lines += [f"{machine.name} is in the tailnet" for machine in seen.tailnet]
         lines += [f"job {job.id} of {job.user} is {job.state} ({job.where})" for job in seen.jobs]
         expect(time.monotonic() < deadline, f"{what}, within {PATIENCE:.0f} s", ", ".join(lines))
         time.sleep(0.3)
@@ -68,6 +71,36 @@ class Story:
         finally:
             self._clear()
             self.console.print()
+
+    def names(self, hosts: Collection[str]) -> None:
+        """Let each host find every other by its name in the tailnet; :class:`StoryError` where one doesn't."""
+
+        def there(seen: status.Status) -> list[status.Machine]:
+            return [machine for machine in seen.tailnet if machine.name in hosts]
+
+        until(f"{', '.join(hosts)} in the tailnet", self._status, lambda seen: len(there(seen)) == len(hosts))
+        self._tell("Every node reaches every other by name, both ends inside the tailnet:")
+        pairs = list(itertools.permutations(there(self._status()), 2))
+        with ThreadPoolExecutor(max_workers=len(pairs)) as pool:
+            ways = pool.map(self._way, pairs)
+            for (one, other), way in zip(pairs, ways, strict=True):
+                self._prompt(f"root@{one.name}", f"ssh {other.dns_name}")
+                expect(way == f"{one.address} → {other.address}", f"{one.name} reaches {other.dns_name}", way)
+                self._print(Text(way))
+        self.console.print()
+
+    def _way(self, pair: tuple[status.Machine, status.Machine]) -> str:
+        """From which address to which a connection goes by name; what ssh said where none comes about in time."""
+        one, other = pair
+        deadline = time.monotonic() + PATIENCE
+        # the peers hear of a node some time after it has joined
+        while (done := self._through(one.name, other.dns_name)).returncode and time.monotonic() < deadline:
+            time.sleep(0.5)
+        ends = done.stdout.split()
+        return f"{ends[0]} → {ends[2]}" if len(ends) == 4 else done.stderr
+
+    def _through(self, name: str, target: str) -> subprocess.CompletedProcess[str]:
+        return self.ssh.run(f"root@{target}", "echo $SSH_CONNECTION", through=f"root@{name}")
 
     def _train(self, gres: str) -> None:
         self._tell(f"Ada trains a model on both cards of {WORKER}.")

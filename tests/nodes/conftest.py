@@ -51,6 +51,7 @@ ORDER = (
     "test_policy_check",
     "test_headscale_config",
     "test_tailnet",
+    "test_demo_tailnet",
     "test_molecule",
 )
 A100 = GpuSpec(

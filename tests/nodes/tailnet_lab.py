@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ import pytest
 
 from labrack.testnode import node
 from labrack.testnode.node import LabSpec, NodeSpec
+from labrack.testnode.tailnet import equip
 from tests.mirror import serve, tailnet
 from tests.nodes.conftest import KEEP, LAB, SYSTEM
 from tests.nodes.harness import INVENTORIES, ROOT, Closet, bring_up, until
@@ -129,7 +129,8 @@ def tailnet_lab(suffix: str) -> Iterator[TailnetLab]:
         closet = bring_up(name, nodes, INVENTORIES / "tailnet", state, tailnet.variables(mirror, tree, SYSTEM))
         _leave_out_laptops(state / "hosts.json")
         if not there:
-            _equip(closet, state, lab.node("head").address)
+            equip(lab, "head", CONTROL)
+            _give_laptops_tailscale(closet)
         yield TailnetLab(closet)
     finally:
         if not KEEP:
@@ -144,30 +145,7 @@ def _leave_out_laptops(inventory: Path) -> None:
     inventory.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def _equip(closet: Closet, state: Path, control: str) -> None:
-    """Give every machine the name and the authority of the control server, and the laptops tailscale."""
-    certificate(state, CONTROL)
-    authority = (state / "ca.crt").read_text(encoding="utf-8")
-    for member in closet.lab.nodes:
-        node.exec(member, ["tee", "/usr/local/share/ca-certificates/lab.crt"], input=authority)
-        # a tailscaled that may not tell its maker of itself, though nothing leaves the lab anyway
-        script = (
-            f"update-ca-certificates >/dev/null 2>&1 && echo '{control} {CONTROL}' >>/etc/hosts && "
-            "mkdir -p /etc/systemd/system/tailscaled.service.d && printf '[Service]\\n"
-            "Environment=TS_NO_LOGS_NO_SUPPORT=true\\n' >/etc/systemd/system/tailscaled.service.d/test.conf && "
-            # apt would wait ten seconds for a name service that has no way out either
-            "echo 'Acquire::EnableSrvRecords \"false\";' >/etc/apt/apt.conf.d/90test"
-        )
-        closet.root(member.name, script)
-    head = closet.lab.node("head")
-    closet.root("head", "mkdir -p -m 755 /etc/labrack-test")
-    for file, mode in (("tls.crt", "644"), ("tls.key", "600")):
-        text = (state / file).read_text(encoding="utf-8")
-        node.exec(
-            head,
-            ["sh", "-c", f"umask 077; cat >/etc/labrack-test/{file}; chmod {mode} /etc/labrack-test/{file}"],
-            input=text,
-        )
+def _give_laptops_tailscale(closet: Closet) -> None:
     fetch = (
         "cd /root && python3 -c \"import urllib.request as w; w.urlretrieve('{url}', 'tailscale.deb')\" && "
         "apt-get install -q -y --no-install-recommends ./tailscale.deb"
@@ -176,23 +154,6 @@ def _equip(closet: Closet, state: Path, control: str) -> None:
     url = f"{serve.URL}/stable/debian/pool/tailscale_{TAILSCALE}_{architecture}.deb"
     for laptop in LAPTOPS:
         closet.root(laptop, fetch.format(url=url))
-
-
-def certificate(folder: Path, name: str) -> None:
-    """Make ``ca.crt``, and ``tls.crt`` with ``tls.key`` for a name, signed by it; its own key is dropped.
-
-    The authority does not say what its key is for, which Tailscale takes and Python from 3.13 on would not.
-    """
-    script = f"""
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj '/CN=test authority' \\
-    -keyout ca.key -out ca.crt
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout tls.key -out tls.csr
-printf 'subjectAltName=DNS:{name}\\nauthorityKeyIdentifier=keyid\\n' >tls.ext
-openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile tls.ext -out tls.crt
-rm ca.key
-"""
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["sh", "-ec", script], cwd=folder, check=True, capture_output=True)
 
 
 def _remove(name: str, state: Path) -> None:

@@ -17,11 +17,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import labrack
-from labrack import cli, demo, run, ssh, status, story
+from labrack import cli, demo, demo_tailnet, run, ssh, status, story
 from labrack.progress import Progress
 from labrack.run import Failure, RunError
 from labrack.testnode import engine, node
 from labrack.testnode.docker import LabError
+from labrack.testnode.tailnet import CERTIFICATES
+from tests.tailnet import binaries
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,11 +69,17 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
-    [([], ("debian13", True)), (["--system", "debian12", "--no-script"], ("debian12", False))],
+    [
+        ([], ("debian13", True, False)),
+        (["--system", "debian12", "--no-script"], ("debian12", False, False)),
+        (["--tailnet"], ("debian13", True, True)),
+    ],
 )
-def test_up_passes_its_options(monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: tuple[str, bool]) -> None:
-    called: list[tuple[str, bool]] = []
-    monkeypatch.setattr(demo, "up", lambda system, script, progress: called.append((system, script)))
+def test_up_passes_its_options(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: tuple[str, bool, bool]
+) -> None:
+    called: list[tuple[str, bool, bool]] = []
+    monkeypatch.setattr(demo, "up", lambda system, script, progress, tailnet: called.append((system, script, tailnet)))
     assert labrack_command("demo", "up", *arguments).exit_code == 0
     assert called == [wanted]
 
@@ -128,6 +136,7 @@ def test_status_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
                 "where": "node1",
             }
         ],
+        "tailnet": [],
     }
 
 
@@ -208,6 +217,73 @@ def test_ssh_configuration(tmp_path: Path) -> None:
     for seen in (admin, researcher):
         assert (seen["hostname"], seen["port"], seen["stricthostkeychecking"]) == ("127.0.0.1", "2201", "true")
         assert seen["userknownhostsfile"] == str(lab.known_hosts)
+
+
+def test_ssh_goes_to_names_of_the_tailnet_through_the_head(tmp_path: Path) -> None:
+    nodes = tuple(node.Node(name, f"lab-{name}", "debian13", "", port, 0) for name, port in (("head", 1), ("node1", 2)))
+    file = tmp_path / "ssh_config"
+    file.write_text(
+        ssh.config(node.Lab("lab", nodes, tmp_path), "ada", tmp_path / "researcher", "tailnet.test", "head")
+    )
+    done = subprocess.run(["ssh", "-G", "-F", str(file), "root@node1.tailnet.test"], capture_output=True, text=True)
+    settings = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert (settings["hostname"], settings["port"], settings["proxyjump"]) == ("node1.tailnet.test", "22", "root@head")
+    assert settings["hostkeyalias"] == "[127.0.0.1]:2"
+    argv = ssh.Ssh(file).argv("root@node1.tailnet.test", "true", through="root@node2")
+    assert argv[argv.index("-J") + 1] == "root@node2"
+
+
+@pytest.fixture
+def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("something is made")
+
+    monkeypatch.setattr(engine, "ensure_engine", refuse)
+
+
+@pytest.mark.usefixtures("nothing_is_made")
+def test_tailnet_outside_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_tailnet, "home", lambda: Path(demo.__file__).resolve().parent)
+    done = labrack_command("demo", "up", "--tailnet")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Failed\n  --tailnet works in a checkout of labrack only")
+
+
+@pytest.mark.usefixtures("nothing_is_made")
+def test_tailnet_without_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binaries, "INSTALLED", "/nowhere/go")
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = labrack_command("demo", "up", "--tailnet")
+    assert done.exit_code == 1
+    assert "can't: no Go 1." in done.stderr and "https://go.dev/dl/" in done.stderr
+
+
+@pytest.mark.usefixtures("nothing_is_made")
+def test_tailnet_on_a_system_without_its_packages() -> None:
+    done = labrack_command("demo", "up", "--tailnet", "--system", "ubuntu2404")
+    assert done.exit_code == 1
+    assert "debian12 and debian13, not for ubuntu2404" in done.stderr
+
+
+def test_tailnet_in_a_lab_that_has_no_tunnels(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = {"name": "head", "container": "lab-head", "system": "debian13", "address": "", "port": 1, "gpus": 0}
+    state.mkdir()
+    (state / "nodes.json").write_text(json.dumps({"name": "lab", "nodes": [member]}))
+
+    # the mirror runs as well, and is no node
+    monkeypatch.setattr(demo, "docker", lambda *_: subprocess.CompletedProcess([], 0, "lab-head\nlab-mirror\n"))
+    monkeypatch.setattr(node, "exec", lambda *_, check: subprocess.CompletedProcess([], 1))
+    assert demo._existing("debian13", tailnet=False).nodes
+    with pytest.raises(LabError, match="`labrack demo down`, then `labrack demo up --tailnet`"):
+        demo._existing("debian13", tailnet=True)
+
+
+def test_tailnet_of_the_inventory_has_the_names_that_the_demo_gives() -> None:
+    file = ROOT / "inventories/demo/group_vars/demo_tailnet.yml"
+    variables = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert variables["headscale_url"] == f"https://{demo_tailnet.CONTROL}"
+    assert variables["headscale_base_domain"] == demo_tailnet.DOMAIN
+    assert {Path(variables[f"headscale_tls_{name}"]).parent for name in ("cert", "key")} == {Path(CERTIFICATES)}
 
 
 def test_story_stops_at_what_does_not_hold() -> None:

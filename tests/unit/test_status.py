@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.console import Console
 from labrack import status
 from labrack.status import Gpus, Job, Node
 
+FIXTURES = Path(__file__).parent / "fixtures/tailnet"
 NODES_22_05 = """\
 NodeName=node1 Arch=x86_64 CoresPerSocket=2  CPUAlloc=0 CPUTot=2 AvailableFeatures=(null) Gres=gpu:rtx_a6000:2 \
 GresDrain=N/A GresUsed=gpu:rtx_a6000:0(IDX:N/A) NodeAddr=172.28.0.4 NodeHostName=node1 Version=22.05.8 \
@@ -99,6 +101,7 @@ def remote(host: str, command: str) -> str:
         status.NODES_COMMAND: NODES_24_11,
         status.JOBS_COMMAND: JOBS,
         status.CARDS_COMMAND: "NVIDIA A100-SXM4-80GB, 31\nNVIDIA A100-SXM4-80GB, 32\n" if host == "node1" else "",
+        status.TAILNET_COMMAND: (FIXTURES / "status_1.102.3.json").read_text(encoding="utf-8"),
     }
     return answers[command]
 
@@ -117,6 +120,14 @@ def test_read_and_render() -> None:
     assert "rtx_a6000 1/1 -" in lines
     assert "cpu1 down*+not_responding - 0/0 -" in lines
     assert "3 ada a|b [red] running 1 1-02:04 node[1-2]" in lines
+    assert "thead.tailnet.test 100.64.0.9 online" in lines
+    assert not [line for line in lines if line.startswith("adalap")], "people's own devices are none of the lab's"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "no JSON", '{"BackendState": "NeedsLogin"}'])
+def test_head_without_a_tailnet(text: str) -> None:
+    assert status.parse_tailnet(text) == ()
+    assert "TAILNET" not in printed(status.Status((), (), ()))
 
 
 def test_render_of_an_empty_queue() -> None:
