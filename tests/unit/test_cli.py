@@ -174,7 +174,7 @@ def test_demo_has_the_nodes_and_researchers_of_its_inventory() -> None:
 def test_demo_shares_by_nfs_where_the_kernel_has_both_sides_of_it(tmp_path: Path, filesystems: str, nfs: bool) -> None:
     (tmp_path / "filesystems").write_text(filesystems)
     assert demo.kernel_has_nfs(tmp_path / "filesystems") is nfs
-    spec = demo._spec("debian13", nfs)
+    spec = demo._spec("debian13", nfs, tailnet=False)
     assert {member.name for member in spec.nodes if member.volumes} == ({"head"} if nfs else set(demo.CARDS))
 
 

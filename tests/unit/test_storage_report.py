@@ -153,7 +153,7 @@ def test_the_command_prints_tables_or_one_document(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_lab_that_can_not_be_asked_is_one_block(monkeypatch: pytest.MonkeyPatch, inventory: Path) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RunError([Failure("head", "Read directories and quotas", "no route to host")], Path("/state/log"))
 
     monkeypatch.setattr(storage, "run_playbook", fail)
