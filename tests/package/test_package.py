@@ -121,7 +121,8 @@ def test_collection_is_whole(tarball: Path) -> None:
 
 
 def test_wheel_holds_what_the_demo_needs(wheel: Path) -> None:
-    data = {f"labrack/testnode/data/{path.name}" for path in (ROOT / "scripts/labrack/testnode/data").iterdir()}
+    folder = ROOT / "scripts/labrack/testnode/data"
+    data = {f"labrack/testnode/data/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
     assert data
     assert data <= wheel_files(wheel)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_files(wheel))
