@@ -162,7 +162,7 @@ def test_second_run_and_its_check_change_nothing(first: dict[str, Run]) -> None:
 
 def test_no_op_costs_one_module_task_a_role(first: dict[str, Run]) -> None:
     actions = [task.action for task in first["again"].modules(DESK) if task.ending != "skipped"]
-    assert actions == ["node_facts", "baseline", "lab_users", "nvidia_driver", "container_toolkit"]
+    assert actions == ["node_facts", "baseline", "lab_users", "nfs_client", "nvidia_driver", "container_toolkit"]
 
 
 def test_cards_work_and_the_driver_is_the_wanted_one(lab: GpuLab, first: dict[str, Run]) -> None:
@@ -233,7 +233,8 @@ def test_demos_inventory_prepares_a_single_node(lab: GpuLab, first: dict[str, Ru
     closet = lab.closet
     document = json.loads(closet.inventory[1].read_text())
     document["all"]["children"] = {group: {"hosts": {DESK: {}}} for group in ("lab_head", "lab_workers")}
-    more = {"demo_keys": document["all"]["vars"]["test_keys"], "lab_orchestrator": "none", "nvidia_driver_version": OLD}
+    more = {"demo_keys": document["all"]["vars"]["test_keys"], "demo_volumes": False, "lab_orchestrator": "none"}
+    more["nvidia_driver_version"] = OLD
     document["all"]["vars"].update(more)
     state = tmp_path / "labrack/demo"
     state.mkdir(parents=True)
