@@ -590,3 +590,10 @@ def test_kernels_that_can_serve(tmp_path: Any, files: dict[str, str], there: boo
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     assert module.has_nfsd(tmp_path) is there
+
+
+def test_what_is_in_a_projects_place_is_named() -> None:
+    state = replace(BARE, obstacles=frozenset({"/srv/lab/checkpoints/vision"}))
+    assert nfs_plan.refusals(state, LAB) == [
+        "/srv/lab/checkpoints/vision is there and is no directory, or a link to one. Mend: move it away"
+    ]

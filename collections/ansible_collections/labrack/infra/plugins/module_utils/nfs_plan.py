@@ -341,7 +341,10 @@ def refusals(state: Observed, wanted: Wanted) -> list[str]:
                 )
     found += _quota_refusals(state, wanted, out)
     for project in _projects(wanted, out):
-        folder = state.folders.get(on_server(wanted.directories, project.path))
+        source = on_server(wanted.directories, project.path)
+        if source in state.obstacles:
+            found.append(f"{source} is there and is no directory, or a link to one. Mend: move it away")
+        folder = state.folders.get(source)
         if folder is not None and folder.acl is None:
             found.append(
                 f"{project.path} lies on a file system without ACLs, so that a group can't share it. Mend: have it on "
