@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -393,3 +394,35 @@ def test_the_sets_of_the_script_are_those_of_the_plan() -> None:
     places = [(backup.FOLDER, backup_plan.FOLDER), (backup.STATE, backup_plan.STATE), (backup.CACHE, backup_plan.CACHE)]
     assert all(str(path) == other for path, other in places)
     assert fnmatch.fnmatch(str(backup.NOTICE), backup_plan.NOTICE)
+
+
+def test_a_folder_of_any_depth_is_gone_through(tmp_path: Path) -> None:
+    """Somebody's thousand folders in each other must not end everybody's backup."""
+    handle = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=handle)
+        inner = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    for number in (1, 2):
+        os.mkdir(f"step-{number}", dir_fd=handle)
+        os.utime(f"step-{number}", (number, number), dir_fd=handle)
+    os.close(handle)
+    assert list(backup.old_versions(str(tmp_path), 1)) == [str(tmp_path) + "/d" * 1500 + "/step-1"]
+    subprocess.run(["rm", "--recursive", str(tmp_path / "d")], check=True)
+
+
+def test_names_in_no_encoding_are_left_out_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "STAGE", tmp_path)
+    asked = []
+
+    class Restic:
+        def run(self, *arguments: str, fine: object = ()) -> subprocess.CompletedProcess[str]:
+            asked.append(Path(arguments[arguments.index("--exclude-file") + 1]).read_bytes())
+            told = {"message_type": "summary", "snapshot_id": "0" * 8}
+            told.update(total_files_processed=1, total_bytes_processed=1)
+            return subprocess.CompletedProcess(arguments, 0, json.dumps(told), "")
+
+    name = os.fsdecode(b"/checkpoints/caf\xe9-step-1")
+    backup.back_up(Restic(), "head", "checkpoints", backup.Source(["/checkpoints"], [name]), "tag")
+    assert asked == [b"/checkpoints/caf\xe9-step-1\n"]

@@ -91,22 +91,25 @@ def outdated(entries: Iterable[tuple[str, float]], versions: int) -> list[str]:
     return [name for members in groups.values() for _time, _numbers, name in sorted(members, reverse=True)[versions:]]
 
 
-def old_versions(folder: str, versions: int) -> Iterator[str]:
+def old_versions(top: str, versions: int) -> Iterator[str]:
     """Yield the paths of outdated versions at any depth of a folder; links are not followed."""
-    entries = []
-    with contextlib.suppress(OSError), os.scandir(folder) as found:
-        for entry in found:
-            with contextlib.suppress(OSError):
-                entries.append(
-                    (entry.name, entry.stat(follow_symlinks=False).st_mtime, entry.is_dir(follow_symlinks=False))
-                )
-    old = set(outdated([(name, changed) for name, changed, _ in entries], versions))
-    for name, _changed, is_folder in entries:
-        path = os.path.join(folder, name)
-        if name in old:
-            yield path
-        elif is_folder:
-            yield from old_versions(path, versions)
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        entries = []
+        with contextlib.suppress(OSError), os.scandir(folder) as found:
+            for entry in found:
+                with contextlib.suppress(OSError):
+                    entries.append(
+                        (entry.name, entry.stat(follow_symlinks=False).st_mtime, entry.is_dir(follow_symlinks=False))
+                    )
+        old = set(outdated([(name, changed) for name, changed, _ in entries], versions))
+        for name, _changed, is_folder in entries:
+            path = os.path.join(folder, name)
+            if name in old:
+                yield path
+            elif is_folder:
+                folders.append(path)
 
 
 def literal(path: str) -> str | None:
@@ -303,7 +306,8 @@ def unread(text: str) -> list[str]:
 def back_up(restic: Restic, host: str, name: str, source: Source, tag: str) -> dict[str, Any]:
     """Save a set as a snapshot; return its number, time, files, bytes. BackupError for what could not be read."""
     patterns = stage("excluded") / name
-    patterns.write_text("".join(line + "\n" for line in source.exclude), encoding="utf-8")
+    # names of files may be in no encoding at all
+    patterns.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in source.exclude))
     tags = [word for one in ("labrack", name, tag) for word in ("--tag", one)]
     arguments = ["--json", "--host", host, *tags, "--exclude-caches", "--exclude-file", str(patterns)]
     # 3: a snapshot was made, and some files could not be read (restic 0.12 and later)
