@@ -426,3 +426,32 @@ def test_names_in_no_encoding_are_left_out_as_well(tmp_path: Path, monkeypatch: 
     name = os.fsdecode(b"/checkpoints/caf\xe9-step-1")
     backup.back_up(Restic(), "head", "checkpoints", backup.Source(["/checkpoints"], [name]), "tag")
     assert asked == [b"/checkpoints/caf\xe9-step-1\n"]
+
+
+@pytest.mark.parametrize(("before", "fails"), [({"files": 12}, True), ({"files": 0}, False), ({}, False)])
+def test_a_disk_that_is_not_mounted_is_not_saved_as_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: Mapping[str, Any], fails: bool
+) -> None:
+    class Restic:
+        def __init__(self, *_arguments: str) -> None:
+            pass
+
+        def run(self, *arguments: str, fine: object = ()) -> subprocess.CompletedProcess[str]:
+            return subprocess.CompletedProcess(arguments, 0, "[]", "")
+
+    saved: list[str] = []
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr(backup, "STAGE", tmp_path / "stage")
+    monkeypatch.setattr(backup, "STATE", tmp_path / "backup.json")
+    monkeypatch.setattr(backup, "Restic", Restic)
+    monkeypatch.setattr(backup, "SETS", {"homes": lambda _config: backup.Source([str(tmp_path / "home")])})
+    monkeypatch.setattr(backup, "back_up", lambda _restic, _host, name, _source, _tag: saved.append(name) or {})
+    config = {"sftp_command": "", "host": "head", "keep": {"daily": 7}}
+    state = {"sets": {"homes": dict(before)}}
+    if fails:
+        with pytest.raises(backup.BackupError, match=r"home is empty and had 12 files.*Mend: "):
+            backup.make(config, state)
+    else:
+        backup.make(config, state)
+    assert saved == ([] if fails else ["homes"])
+    assert not fails or state["sets"]["homes"] == before

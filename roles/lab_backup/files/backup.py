@@ -376,6 +376,15 @@ def days_since(text: str | None) -> float:
     return (datetime.now(timezone.utc) - then).total_seconds() / 86400 if then else float("inf")
 
 
+def refuse_emptied(name: str, source: Source, before: dict[str, Any]) -> None:
+    """Raise BackupError for files of people that are all gone: in time, backups of nothing would replace the others."""
+    if name in ("homes", "checkpoints") and before.get("files") and not any(os.listdir(path) for path in source.paths):
+        raise BackupError(
+            f"{name}: {', '.join(source.paths)} is empty and had {before['files']} files. Mend: mount its disk, or, if "
+            "that is meant, put a file there"
+        )
+
+
 def make(config: dict[str, Any], state: dict[str, Any]) -> None:
     """Make a backup, and note in ``state`` what was saved; BackupError once everything that can be saved is."""
     restic, host = Restic(config["sftp_command"]), config["host"]
@@ -396,6 +405,7 @@ def make(config: dict[str, Any], state: dict[str, Any]) -> None:
             if source is None:
                 sets.pop(name, None)
             else:
+                refuse_emptied(name, source, sets.get(name) or {})
                 sets[name] = back_up(restic, host, name, source, installation(state))
         except (BackupError, OSError, ValueError, sqlite3.Error) as error:
             failures.append(f"{name}: {error}" if not str(error).startswith(name) else str(error))
