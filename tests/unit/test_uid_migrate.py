@@ -348,6 +348,29 @@ def test_files_links_acls_and_bits_come_along(tree: Path) -> None:
 
 
 @needs_root
+def test_a_file_that_was_put_in_its_place_is_left(tree: Path) -> None:
+    """In a shared directory others may rename: what came there after the look is not handed over."""
+    for name in ("file", "link"):
+        (tree / name).write_text("hers")
+    others = tree / "others"
+    others.write_text("his")
+    users = [migrate_plan.Span(os.geteuid(), os.geteuid() + 1)]
+    entries = {entry.name: entry for entry in owned_files.walk(str(tree), ())}
+    (tree / "link").unlink()
+    (tree / "link").symlink_to("others")
+    os.replace(others, tree / "file")
+    for name in ("file", "link"):
+        handle = os.open(tree, os.O_RDONLY)
+        entry = replace(entries[name], dir_fd=handle)
+        uid_migrate.hand_over(
+            entry, migrate_plan.renumber(users, entry.info.st_uid, entry.path), None, {"user.x": b"1"}
+        )
+        os.close(handle)
+    assert {os.lstat(tree / name).st_uid for name in ("file", "link")} == {os.geteuid()}
+    assert os.listxattr(tree / "file") == []
+
+
+@needs_root
 def test_what_somebody_leaves_is_listed_up_to_a_bound(tree: Path) -> None:
     (tree / "theirs/deep").mkdir(parents=True)
     (tree / "home").mkdir()
