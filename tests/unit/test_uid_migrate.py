@@ -424,6 +424,25 @@ def test_an_archive_holds_all_of_a_home(tmp_path: Path) -> None:
     assert Path("/etc/passwd").exists()
 
 
+def test_a_home_of_any_depth_is_archived_and_removed(tmp_path: Path) -> None:
+    home = tmp_path / "homes/ada"
+    home.mkdir(parents=True)
+    handle = os.open(home, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=handle)
+        inner = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    os.close(handle)
+    try:
+        home_archive.archive(str(home), str(tmp_path / "archive"), "ada", 2001)
+        home_archive.remove(str(home))
+        assert not home.exists()
+    finally:
+        # pytest would not get to the end of it
+        subprocess.run(["rm", "--recursive", "--force", str(home)], check=True)
+
+
 def test_an_archive_that_lacks_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = home_in(tmp_path)
     real = home_archive._tar
