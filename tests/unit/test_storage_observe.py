@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.labrack.infra.plugins.module_utils import nfs_plan, storage_observe
+from ansible_collections.labrack.infra.plugins.module_utils import disk_quota, nfs_plan, storage_observe
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import Directory
 from ansible_collections.labrack.infra.plugins.modules import nfs_server
@@ -62,3 +63,27 @@ def test_the_labs_own_directory_may_be_a_link(tmp_path: Path, wanted: nfs_plan.W
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "data")
     assert storage_observe.folder(str(link)) is not None
+
+
+def test_all_of_a_project_is_marked_but_links_and_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["mkdir", "--parents", tmp_path / "deep" / ("d/" * 1200)], check=True)
+    (tmp_path / "deep/file").touch()
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "deep/link").symlink_to(tmp_path / "etc")
+    os.mkfifo(tmp_path / "deep/pipe")
+    marked: list[str] = []
+
+    def mark(path: str, _number: int, _folder: bool) -> None:
+        folder, name = os.path.split(path)
+        marked.append(os.path.normpath(f"{os.readlink(folder)}/{name}"))
+
+    monkeypatch.setattr(disk_quota, "_mark", mark)
+    try:
+        with storage_observe.opened(str(tmp_path / "deep"), str(tmp_path)) as place:
+            disk_quota.mark(place, 300001)
+        top = str(tmp_path / "deep")
+        assert marked[-1] == top, "the directory itself comes last, so that half is nothing"
+        assert sorted(marked) == sorted([top, f"{top}/file", *(top + "/d" * depth for depth in range(1, 1201))])
+    finally:
+        # pytest would not get to the end of it
+        subprocess.run(["rm", "--recursive", str(tmp_path / "deep")], check=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import stat
 import struct
@@ -298,6 +299,16 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that stands for all local file systems."""
     monkeypatch.setattr(owned_files, "roots", lambda mounts, skip, also: [str(tmp_path)])
     return tmp_path
+
+
+def test_deep_folders_do_not_end_the_walk(tree: Path) -> None:
+    (tree / ("d/" * 300)).mkdir(parents=True)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        assert sum(1 for _ in owned_files.local_files("")) == 301
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @needs_root
