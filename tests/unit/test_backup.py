@@ -26,6 +26,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.finding import Inven
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import Done, FileState
 from ansible_collections.labrack.infra.plugins.module_utils.rules_backup import check_backup
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
+from ansible_collections.labrack.infra.plugins.modules import lab_backup
 
 SCRIPT = Path(__file__).parents[2] / "roles/lab_backup/files/backup.py"
 PASSWORD, KEY = "correct horse battery", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n-----END OPENSSH PRIVATE KEY-----"
@@ -458,3 +459,23 @@ def test_a_disk_that_is_not_mounted_is_not_saved_as_empty(
         backup.make(config, state)
     assert saved == ([] if fails else ["homes"])
     assert not fails or state["sets"]["homes"] == before
+
+
+def test_a_host_that_refuses_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        params = {"state": "absent", "max_disruption": "restart"}
+        check_mode = False
+
+        def __init__(self, **_arguments: object) -> None:
+            pass
+
+        def fail_json(self, msg: str) -> None:
+            raise RuntimeError(msg)
+
+    def full(_wanted: Wanted) -> Observed:
+        raise OSError(28, "No space left on device", "/etc/labrack/backup")
+
+    monkeypatch.setattr(lab_backup, "AnsibleModule", Module)
+    monkeypatch.setattr(lab_backup, "observe", full)
+    with pytest.raises(RuntimeError, match="No space left on device: '/etc/labrack/backup'"):
+        lab_backup.main()
