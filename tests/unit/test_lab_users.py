@@ -334,3 +334,12 @@ def test_who_bars_their_own_keys_keeps_no_one_elses_lock_off(tmp_path: Path, mon
     with pytest.raises(lab_users.CommandError, match=r"authorized_keys of ada.*Permission denied.*Mend: "):
         lab_users.apply(changes, node, wanted, {"keys_exclusive": True, "archive": None})
     assert not rule.exists()
+
+
+def test_a_home_whose_account_went_in_a_run_that_was_broken_off_is_told() -> None:
+    left = registry([{"name": "ada", "uid": 2001, "state": "absent"}])
+    (words,) = users_plan.waiting(Node(homes={"/home/ada": 2001}), left)
+    assert words.startswith("/home/ada is still there") and "lab_users_archive" in words
+    assert users_plan.waiting(Node(), left) == []
+    # somebody else's by now
+    assert users_plan.waiting(Node(homes={"/home/ada": 2002}), left) == []

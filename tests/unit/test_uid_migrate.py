@@ -467,6 +467,15 @@ def test_an_archive_that_lacks_something_is_refused(tmp_path: Path, monkeypatch:
     assert (home / "notes").exists() and not list((tmp_path / "archive").glob("*.tar"))
 
 
+def test_an_archive_in_which_others_write_is_refused(tmp_path: Path) -> None:
+    home = home_in(tmp_path)
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive").chmod(0o1777)
+    with pytest.raises(home_archive.ArchiveError, match=r"others than root.*Mend: .*lab_users_archive"):
+        home_archive.archive(str(home), str(tmp_path / "archive"), "ada", 2001)
+    assert home.exists() and not os.listdir(tmp_path / "archive")
+
+
 def test_a_home_that_has_no_room_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = home_in(tmp_path)
     full = type("Full", (), {"f_bavail": 10, "f_frsize": 4096})

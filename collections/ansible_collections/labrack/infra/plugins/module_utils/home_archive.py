@@ -33,6 +33,12 @@ def archive(home: str, folder: str, name: str, uid: int) -> str:
     It lies in ``folder``, which is made, root's alone, as the archive is. What a broken run left there is replaced.
     """
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    there = os.stat(folder)
+    if there.st_mode & 0o022 or there.st_uid != os.geteuid():
+        raise ArchiveError(
+            f"others than root may write in {folder}, and could put links in an archive's place. Mend: give it to root, "
+            "mode 0700, or set lab_users_archive to another folder."
+        )
     wanted, size = listing(home)
     free = os.statvfs(folder)
     if size + RESERVE > free.f_bavail * free.f_frsize:

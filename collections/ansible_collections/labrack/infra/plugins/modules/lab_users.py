@@ -197,7 +197,8 @@ unmanaged:
   type: list
   elements: str
 waiting:
-  description: A sentence for everybody who shall be absent and of whom something still runs.
+  description:
+    - A sentence for everybody who shall be absent and of whom something still runs, or whose home outlived the account.
   returned: success
   type: list
   elements: str
