@@ -463,11 +463,9 @@ def test_a_disk_that_is_not_mounted_is_not_saved_as_empty(
 
 def test_a_host_that_refuses_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     class Module:
-        params = {"state": "absent", "max_disruption": "restart"}
-        check_mode = False
-
         def __init__(self, **_arguments: object) -> None:
-            pass
+            self.params = {"state": "absent", "max_disruption": "restart"}
+            self.check_mode = False
 
         def fail_json(self, msg: str) -> None:
             raise RuntimeError(msg)

@@ -36,8 +36,8 @@ def archive(home: str, folder: str, name: str, uid: int) -> str:
     there = os.stat(folder)
     if there.st_mode & 0o022 or there.st_uid != os.geteuid():
         raise ArchiveError(
-            f"others than root may write in {folder}, and could put links in an archive's place. Mend: give it to root, "
-            "mode 0700, or set lab_users_archive to another folder."
+            f"others than root may write in {folder}, and could put links in an archive's place. Mend: give it to "
+            "root, mode 0700, or set lab_users_archive to another folder."
         )
     wanted, size = listing(home)
     free = os.statvfs(folder)

@@ -392,8 +392,8 @@ def waiting(node: Node, registry: Registry) -> list[str]:
     ]
     # nothing tells any more whether the archive has all of it
     left = [
-        f"{home_of(node, user)} is still there, and the account of {user.name} is not: a run was broken off, or somebody "
-        "removed the account by hand. Mend: see whether lab_users_archive has it, and remove it."
+        f"{home_of(node, user)} is still there, and the account of {user.name} is not: a run was broken off, or "
+        "somebody removed the account by hand. Mend: see whether lab_users_archive has it, and remove it."
         for user in registry.users
         if user.absent and user.name not in node.accounts and node.homes.get(home_of(node, user)) == user.uid
     ]

@@ -359,8 +359,10 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
         for one in params["projects"]
     )
     clients: tuple[str, ...] = ()
+    leaving: frozenset[str] = frozenset()
     if host in params["servers"] or any(one.server == host for one in directories):
         entries = params["clients"] if params["subnet"] else list(_resolved(params["clients"]))
+        leaving = frozenset(str(one["address"]) for one in entries if one["name"] in params["leaving"])
         clients = nfs_plan.addresses(entries, host, params["leaving"], params["subnet"])
     return Wanted(
         host=host,
@@ -368,6 +370,7 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
         directories=directories,
         projects=projects,
         clients=clients,
+        leaving=leaving,
         threads=params["threads"] or nfs_plan.default_threads(os.cpu_count() or 1),
         grace=params["grace"],
         quotas=tuple(_user_quotas(one, params["uids"]) for one in params["user_quotas"]),
