@@ -293,9 +293,10 @@ def test_files_are_unpacked_where_nobody_renames_the_folder_away(tmp_path: Path)
     """A project's people may write in the root: the folder's name is theirs to change, and the folder is not."""
     outside = tree(tmp_path / "outside", {"files/kept": "root"})
     root = tree(tmp_path / "checkpoints", {".labrack-restore-broken/files/old": "left"})
+    root.chmod(0o2775)
     with lab_restore.staged(str(root)) as stage:
         (name,) = os.listdir(root)
-        assert stat.S_IMODE((root / name).stat().st_mode) == 0o700
+        assert (root / name).stat().st_mode & 0o777 == 0o700
         (root / name).rename(root / "away")
         (root / name).symlink_to(outside)
         Path(stage, "new").write_text("saved")

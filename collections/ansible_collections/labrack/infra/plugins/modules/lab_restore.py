@@ -554,7 +554,7 @@ def staged(root: str) -> Iterator[str]:
     try:
         with opened(name) as handle:
             info = os.fstat(handle)
-            if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) != 0o700:
+            if info.st_uid != os.geteuid() or info.st_mode & 0o777 != 0o700:
                 raise BackupError(f"{name} was taken away while files were restored. Mend: run it again")
             os.mkdir("files", 0o700, dir_fd=handle)
             # restic 0.18 takes the descriptor's own name for a file that is in its way, and not what lies in it
