@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +26,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.finding import Inven
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import Done, FileState
 from ansible_collections.labrack.infra.plugins.module_utils.rules_backup import check_backup
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
+from ansible_collections.labrack.infra.plugins.modules import lab_backup
 
 SCRIPT = Path(__file__).parents[2] / "roles/lab_backup/files/backup.py"
 PASSWORD, KEY = "correct horse battery", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n-----END OPENSSH PRIVATE KEY-----"
@@ -393,3 +395,85 @@ def test_the_sets_of_the_script_are_those_of_the_plan() -> None:
     places = [(backup.FOLDER, backup_plan.FOLDER), (backup.STATE, backup_plan.STATE), (backup.CACHE, backup_plan.CACHE)]
     assert all(str(path) == other for path, other in places)
     assert fnmatch.fnmatch(str(backup.NOTICE), backup_plan.NOTICE)
+
+
+def test_a_folder_of_any_depth_is_gone_through(tmp_path: Path) -> None:
+    """Somebody's thousand folders in each other must not end everybody's backup."""
+    handle = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=handle)
+        inner = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    for number in (1, 2):
+        os.mkdir(f"step-{number}", dir_fd=handle)
+        os.utime(f"step-{number}", (number, number), dir_fd=handle)
+    os.close(handle)
+    try:
+        assert list(backup.old_versions(str(tmp_path), 1)) == [str(tmp_path) + "/d" * 1500 + "/step-1"]
+    finally:
+        # pytest would not get to the end of it
+        subprocess.run(["rm", "--recursive", str(tmp_path / "d")], check=True)
+
+
+def test_names_in_no_encoding_are_left_out_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "STAGE", tmp_path)
+    asked = []
+
+    class Restic:
+        def run(self, *arguments: str, fine: object = ()) -> subprocess.CompletedProcess[str]:
+            asked.append(Path(arguments[arguments.index("--exclude-file") + 1]).read_bytes())
+            told = {"message_type": "summary", "snapshot_id": "0" * 8}
+            told.update(total_files_processed=1, total_bytes_processed=1)
+            return subprocess.CompletedProcess(arguments, 0, json.dumps(told), "")
+
+    name = os.fsdecode(b"/checkpoints/caf\xe9-step-1")
+    backup.back_up(Restic(), "head", "checkpoints", backup.Source(["/checkpoints"], [name]), "tag")
+    assert asked == [b"/checkpoints/caf\xe9-step-1\n"]
+
+
+@pytest.mark.parametrize(("before", "fails"), [({"files": 12}, True), ({"files": 0}, False), ({}, False)])
+def test_a_disk_that_is_not_mounted_is_not_saved_as_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: Mapping[str, Any], fails: bool
+) -> None:
+    class Restic:
+        def __init__(self, *_arguments: str) -> None:
+            pass
+
+        def run(self, *arguments: str, fine: object = ()) -> subprocess.CompletedProcess[str]:
+            return subprocess.CompletedProcess(arguments, 0, "[]", "")
+
+    saved: list[str] = []
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr(backup, "STAGE", tmp_path / "stage")
+    monkeypatch.setattr(backup, "STATE", tmp_path / "backup.json")
+    monkeypatch.setattr(backup, "Restic", Restic)
+    monkeypatch.setattr(backup, "SETS", {"homes": lambda _config: backup.Source([str(tmp_path / "home")])})
+    monkeypatch.setattr(backup, "back_up", lambda _restic, _host, name, _source, _tag: saved.append(name) or {})
+    config = {"sftp_command": "", "host": "head", "keep": {"daily": 7}}
+    state = {"sets": {"homes": dict(before)}}
+    if fails:
+        with pytest.raises(backup.BackupError, match=r"home is empty and had 12 files.*Mend: "):
+            backup.make(config, state)
+    else:
+        backup.make(config, state)
+    assert saved == ([] if fails else ["homes"])
+    assert not fails or state["sets"]["homes"] == before
+
+
+def test_a_host_that_refuses_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        def __init__(self, **_arguments: object) -> None:
+            self.params = {"state": "absent", "max_disruption": "restart"}
+            self.check_mode = False
+
+        def fail_json(self, msg: str) -> None:
+            raise RuntimeError(msg)
+
+    def full(_wanted: Wanted) -> Observed:
+        raise OSError(28, "No space left on device", "/etc/labrack/backup")
+
+    monkeypatch.setattr(lab_backup, "AnsibleModule", Module)
+    monkeypatch.setattr(lab_backup, "observe", full)
+    with pytest.raises(RuntimeError, match="No space left on device: '/etc/labrack/backup'"):
+        lab_backup.main()

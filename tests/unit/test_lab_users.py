@@ -319,3 +319,27 @@ def test_keys_are_read_and_written_with_the_users_own_rights() -> None:
         link.unlink()
         lab_users.write_keys(str(link), user, FileState("x\n", "0600", "65534", "65534"))
         assert (link.stat().st_uid, link.stat().st_mode & 0o777) == (user.uid, 0o600)
+
+
+def test_who_bars_their_own_keys_keeps_no_one_elses_lock_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def barred(*_arguments: object) -> None:
+        raise PermissionError(13, "Permission denied", "/home/ada/.ssh/authorized_keys")
+
+    monkeypatch.setattr(lab_users, "write_keys", barred)
+    rule = tmp_path / "sudoers"
+    rule.touch()
+    wanted = registry([{"name": "ada", "uid": 2001, "state": "locked"}])
+    node = Node({"ada": Account(2001, 2001, "/home/ada")})
+    changes = [Change("keys", "removed", step=("keys", "ada")), Change("rule", "removed", step=("remove", str(rule)))]
+    with pytest.raises(lab_users.CommandError, match=r"authorized_keys of ada.*Permission denied.*Mend: "):
+        lab_users.apply(changes, node, wanted, {"keys_exclusive": True, "archive": None})
+    assert not rule.exists()
+
+
+def test_a_home_whose_account_went_in_a_run_that_was_broken_off_is_told() -> None:
+    left = registry([{"name": "ada", "uid": 2001, "state": "absent"}])
+    (words,) = users_plan.waiting(Node(homes={"/home/ada": 2001}), left)
+    assert words.startswith("/home/ada is still there") and "lab_users_archive" in words
+    assert users_plan.waiting(Node(), left) == []
+    # somebody else's by now
+    assert users_plan.waiting(Node(homes={"/home/ada": 2002}), left) == []

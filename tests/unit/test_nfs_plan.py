@@ -590,3 +590,23 @@ def test_kernels_that_can_serve(tmp_path: Any, files: dict[str, str], there: boo
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     assert module.has_nfsd(tmp_path) is there
+
+
+def test_what_is_in_a_projects_place_is_named() -> None:
+    state = replace(BARE, obstacles=frozenset({"/srv/lab/checkpoints/vision"}))
+    assert nfs_plan.refusals(state, LAB) == [
+        "/srv/lab/checkpoints/vision is there and is no directory, or a link to one. Mend: move it away"
+    ]
+
+
+def test_a_node_that_leaves_is_served_no_more_without_further_consent() -> None:
+    """Its jobs have ended before; what others would lose with it still waits."""
+    state = apply(BARE, nfs_plan.plan(BARE, LAB))
+    gone = replace(LAB, clients=("10.0.0.2",))
+    assert {change.disruption for change in nfs_plan.plan(state, gone)} == {"drain"}
+    leaving = replace(gone, leaving=frozenset({"10.0.0.3"}))
+    changes = nfs_plan.plan(state, leaving)
+    assert {change.disruption for change in changes} == {"reload"}
+    assert nfs_plan.plan(apply(state, changes), leaving) == []
+    _now, pending = consent(nfs_plan.plan(state, replace(leaving, clients=())), "restart")
+    assert any("10.0.0.2" in change.summary and "10.0.0.3" not in change.summary for change in pending)

@@ -104,6 +104,30 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "link", "endless"):
+        # a process, as a test that hangs would tell nothing
+        code = (
+            f"import resource, sys; from {observe_file.__module__} import observe_file; "
+            "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); "
+            "sys.exit(observe_file(sys.argv[1]) is not None)"
+        )
+        environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = run([sys.executable, "-c", code, str(tmp_path / name)], timeout=20.0, env=environment)
+        assert done.rc == 0, done
+
+
+def test_of_a_file_that_is_too_large_the_text_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("12345")
+    small, large = observe_file(path, most=5), observe_file(path, most=4)
+    assert small is not None and small.text == "12345"
+    assert large is not None and large.text == "" and large.mode == small.mode
+
+
 def test_names_of_numbers_without_a_name() -> None:
     assert (owner_name(0), group_name(0)) == ("root", "root")
     assert (owner_name(3999999999), group_name(3999999999)) == ("3999999999", "3999999999")

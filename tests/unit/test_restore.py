@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -235,3 +237,69 @@ def test_links_of_people_are_not_followed(tmp_path: Path) -> None:
     merge(source, place, "/home/ada/notes", "/home/ada/d", "/home/ada/d/shadow")
     assert (place / "ada/notes").read_text() == "saved" and not (place / "ada/notes").is_symlink()
     assert (secret / "shadow").read_text() == "root" == (secret / "d/shadow").read_text()
+
+
+def test_a_key_is_never_open_to_others_nor_written_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a key may be a daemon's own: what it put in the way of the new file must not lead elsewhere."""
+    work = tree(tmp_path / "work/cluster_keys", {f"{tmp_path}/etc/munge.key".lstrip("/"): "secret"})
+    other = tree(tmp_path / "other", {"passwd": "root"})
+    key = tmp_path / "etc/munge.key"
+    key.parent.mkdir()
+    Path(f"{key}.labrack-part").symlink_to(other / "passwd")
+    saved = work / str(key).lstrip("/")
+    saved.chmod(0o440)
+    modes = []
+    real = lab_restore.shutil.copyfileobj
+
+    def watched(source: Any, target: Any) -> None:
+        modes.append(os.stat(target.name).st_mode)
+        real(source, target)
+
+    monkeypatch.setattr(lab_restore.shutil, "copyfileobj", watched)
+    restore = object.__new__(lab_restore.Restore)
+    restore.work = str(tmp_path / "work")
+    restore.place("cluster_keys", str(key))
+    assert key.read_text() == "secret" and not key.is_symlink()
+    assert [stat.S_IMODE(mode) for mode in (*modes, key.stat().st_mode)] == [0o600, 0o440]
+    assert (other / "passwd").read_text() == "root"
+
+
+@pytest.mark.parametrize(("folder", "mode"), [("", 0o777), ("", 0o1777), ("inner/new", 0o2775)])
+def test_a_place_in_which_others_write_is_told(tmp_path: Path, folder: str, mode: int) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "inner").mkdir()
+    assert lab_restore.exposed(str(place / folder)) == ""
+    place.chmod(mode)
+    assert lab_restore.exposed(str(place / folder)) == str(place)
+
+
+def test_below_a_sticky_folder_nobody_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "tmp/mine").mkdir(parents=True)
+    (tmp_path / "tmp").chmod(0o1777)
+    assert lab_restore.exposed(str(tmp_path / "tmp/mine")) == ""
+
+
+def test_a_restore_without_room_does_not_begin(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path)
+    with pytest.raises(BackupError, match=r"MiB left.*Mend: .*-e user"):
+        lab_restore.need_room(str(tmp_path / "new/folder"), free.f_bavail * free.f_frsize + (64 << 30))
+    lab_restore.need_room(str(tmp_path / "new/folder"), 1)
+
+
+def test_files_are_unpacked_where_nobody_renames_the_folder_away(tmp_path: Path) -> None:
+    """A project's people may write in the root: the folder's name is theirs to change, and the folder is not."""
+    outside = tree(tmp_path / "outside", {"files/kept": "root"})
+    root = tree(tmp_path / "checkpoints", {".labrack-restore-broken/files/old": "left"})
+    root.chmod(0o2775)
+    with lab_restore.staged(str(root)) as stage:
+        (name,) = os.listdir(root)
+        assert (root / name).stat().st_mode & 0o777 == 0o700
+        (root / name).rename(root / "away")
+        (root / name).symlink_to(outside)
+        Path(stage, "new").write_text("saved")
+        assert stat.S_ISDIR(Path(stage).lstat().st_mode), "restic removes what is no folder"
+    assert sorted(os.listdir(outside / "files")) == ["kept"]
+    assert (root / "away/files/new").read_text() == "saved"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import stat
 import struct
@@ -300,6 +301,16 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_deep_folders_do_not_end_the_walk(tree: Path) -> None:
+    (tree / ("d/" * 300)).mkdir(parents=True)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        assert sum(1 for _ in owned_files.local_files("")) == 301
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 @needs_root
 def test_files_links_acls_and_bits_come_along(tree: Path) -> None:
     for name in ("file", "tool", "others"):
@@ -345,6 +356,29 @@ def test_files_links_acls_and_bits_come_along(tree: Path) -> None:
         assert struct.pack("<HHI", 2, 4, NEW) in there and struct.pack("<HHI", 2, 4, 2001) not in there
         assert struct.pack("<HHI", 2, 6, 3001) in there
     assert files.go(ADA, seen, record, change=False).files == {}
+
+
+@needs_root
+def test_a_file_that_was_put_in_its_place_is_left(tree: Path) -> None:
+    """In a shared directory others may rename: what came there after the look is not handed over."""
+    for name in ("file", "link"):
+        (tree / name).write_text("hers")
+    others = tree / "others"
+    others.write_text("his")
+    users = [migrate_plan.Span(os.geteuid(), os.geteuid() + 1)]
+    entries = {entry.name: entry for entry in owned_files.walk(str(tree), ())}
+    (tree / "link").unlink()
+    (tree / "link").symlink_to("others")
+    os.replace(others, tree / "file")
+    for name in ("file", "link"):
+        handle = os.open(tree, os.O_RDONLY)
+        entry = replace(entries[name], dir_fd=handle)
+        uid_migrate.hand_over(
+            entry, migrate_plan.renumber(users, entry.info.st_uid, entry.path), None, {"user.x": b"1"}
+        )
+        os.close(handle)
+    assert {os.lstat(tree / name).st_uid for name in ("file", "link")} == {os.geteuid()}
+    assert os.listxattr(tree / "file") == []
 
 
 @needs_root
@@ -401,6 +435,25 @@ def test_an_archive_holds_all_of_a_home(tmp_path: Path) -> None:
     assert Path("/etc/passwd").exists()
 
 
+def test_a_home_of_any_depth_is_archived_and_removed(tmp_path: Path) -> None:
+    home = tmp_path / "homes/ada"
+    home.mkdir(parents=True)
+    handle = os.open(home, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=handle)
+        inner = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    os.close(handle)
+    try:
+        home_archive.archive(str(home), str(tmp_path / "archive"), "ada", 2001)
+        home_archive.remove(str(home))
+        assert not home.exists()
+    finally:
+        # pytest would not get to the end of it
+        subprocess.run(["rm", "--recursive", "--force", str(home)], check=True)
+
+
 def test_an_archive_that_lacks_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = home_in(tmp_path)
     real = home_archive._tar
@@ -412,6 +465,15 @@ def test_an_archive_that_lacks_something_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(home_archive.ArchiveError, match="notes"):
         home_archive.archive(str(home), str(tmp_path / "archive"), "ada", 2001)
     assert (home / "notes").exists() and not list((tmp_path / "archive").glob("*.tar"))
+
+
+def test_an_archive_in_which_others_write_is_refused(tmp_path: Path) -> None:
+    home = home_in(tmp_path)
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive").chmod(0o1777)
+    with pytest.raises(home_archive.ArchiveError, match=r"others than root.*Mend: .*lab_users_archive"):
+        home_archive.archive(str(home), str(tmp_path / "archive"), "ada", 2001)
+    assert home.exists() and not os.listdir(tmp_path / "archive")
 
 
 def test_a_home_that_has_no_room_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

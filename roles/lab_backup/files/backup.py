@@ -91,22 +91,25 @@ def outdated(entries: Iterable[tuple[str, float]], versions: int) -> list[str]:
     return [name for members in groups.values() for _time, _numbers, name in sorted(members, reverse=True)[versions:]]
 
 
-def old_versions(folder: str, versions: int) -> Iterator[str]:
+def old_versions(top: str, versions: int) -> Iterator[str]:
     """Yield the paths of outdated versions at any depth of a folder; links are not followed."""
-    entries = []
-    with contextlib.suppress(OSError), os.scandir(folder) as found:
-        for entry in found:
-            with contextlib.suppress(OSError):
-                entries.append(
-                    (entry.name, entry.stat(follow_symlinks=False).st_mtime, entry.is_dir(follow_symlinks=False))
-                )
-    old = set(outdated([(name, changed) for name, changed, _ in entries], versions))
-    for name, _changed, is_folder in entries:
-        path = os.path.join(folder, name)
-        if name in old:
-            yield path
-        elif is_folder:
-            yield from old_versions(path, versions)
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        entries = []
+        with contextlib.suppress(OSError), os.scandir(folder) as found:
+            for entry in found:
+                with contextlib.suppress(OSError):
+                    entries.append(
+                        (entry.name, entry.stat(follow_symlinks=False).st_mtime, entry.is_dir(follow_symlinks=False))
+                    )
+        old = set(outdated([(name, changed) for name, changed, _ in entries], versions))
+        for name, _changed, is_folder in entries:
+            path = os.path.join(folder, name)
+            if name in old:
+                yield path
+            elif is_folder:
+                folders.append(path)
 
 
 def literal(path: str) -> str | None:
@@ -303,7 +306,8 @@ def unread(text: str) -> list[str]:
 def back_up(restic: Restic, host: str, name: str, source: Source, tag: str) -> dict[str, Any]:
     """Save a set as a snapshot; return its number, time, files, bytes. BackupError for what could not be read."""
     patterns = stage("excluded") / name
-    patterns.write_text("".join(line + "\n" for line in source.exclude), encoding="utf-8")
+    # names of files may be in no encoding at all
+    patterns.write_bytes(b"".join(os.fsencode(line) + b"\n" for line in source.exclude))
     tags = [word for one in ("labrack", name, tag) for word in ("--tag", one)]
     arguments = ["--json", "--host", host, *tags, "--exclude-caches", "--exclude-file", str(patterns)]
     # 3: a snapshot was made, and some files could not be read (restic 0.12 and later)
@@ -372,6 +376,15 @@ def days_since(text: str | None) -> float:
     return (datetime.now(timezone.utc) - then).total_seconds() / 86400 if then else float("inf")
 
 
+def refuse_emptied(name: str, source: Source, before: dict[str, Any]) -> None:
+    """Raise BackupError for files of people that are all gone: in time, backups of nothing would replace the others."""
+    if name in ("homes", "checkpoints") and before.get("files") and not any(os.listdir(path) for path in source.paths):
+        raise BackupError(
+            f"{name}: {', '.join(source.paths)} is empty and had {before['files']} files. Mend: mount its disk, or, if "
+            "that is meant, put a file there"
+        )
+
+
 def make(config: dict[str, Any], state: dict[str, Any]) -> None:
     """Make a backup, and note in ``state`` what was saved; BackupError once everything that can be saved is."""
     restic, host = Restic(config["sftp_command"]), config["host"]
@@ -392,6 +405,7 @@ def make(config: dict[str, Any], state: dict[str, Any]) -> None:
             if source is None:
                 sets.pop(name, None)
             else:
+                refuse_emptied(name, source, sets.get(name) or {})
                 sets[name] = back_up(restic, host, name, source, installation(state))
         except (BackupError, OSError, ValueError, sqlite3.Error) as error:
             failures.append(f"{name}: {error}" if not str(error).startswith(name) else str(error))

@@ -15,6 +15,8 @@ import os
 import stat
 import struct
 
+from ansible_collections.labrack.infra.plugins.module_utils import owned_files
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import read_text
 from ansible_collections.labrack.infra.plugins.module_utils.quota_plan import (
     COUNTED,
     ENFORCED,
@@ -79,25 +81,14 @@ def mark(path: str, number: int) -> None:
 
     Links and special files are left out, as xfs_quota does, and so is what is mounted below.
     """
-    device = os.lstat(path).st_dev
-    for folder, folders, files in os.walk(path):
-        inside = [name for name in folders if _is_on(os.path.join(folder, name), device, stat.S_ISDIR)]
-        folders[:] = inside
-        for name in files:
-            file = os.path.join(folder, name)
-            if _is_on(file, device, stat.S_ISREG):
-                _mark(file, number, False)
-        if folder != path:
-            _mark(folder, number, True)
+    real = os.path.realpath(path)
+    points = owned_files.mounts_below(real, read_text(owned_files.MOUNTS) or "")
+    for entry in owned_files.walk(path, {path + point[len(real) :] for point in points if point != real}):
+        folder = stat.S_ISDIR(entry.info.st_mode)
+        if entry.name != "." and (folder or stat.S_ISREG(entry.info.st_mode)):
+            # by its open folder, in whose place no link can be put
+            _mark(f"/proc/self/fd/{entry.dir_fd}/{entry.name}", number, folder)
     _mark(path, number, True)
-
-
-def _is_on(path: str, device: int, kind: object) -> bool:
-    try:
-        info = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return info.st_dev == device and callable(kind) and bool(kind(info.st_mode))
 
 
 def _mark(path: str, number: int, folder: bool) -> None:

@@ -129,6 +129,7 @@ class Wanted:
     """What this host should be. ``present`` False: nothing of ours.
 
     ``directories`` are all of the lab. ``clients``: addresses or subnets that may mount what is here; none: no NFS.
+    ``leaving``: addresses of nodes that are being taken out, whose jobs have ended.
     ``uids`` and ``gids``: the lab's numbers by name, which the host may not know yet. ``people``: the other way round.
     ``installed``: packages that the role just added. ``grace``: seconds. ``unsaid``: (path, "mode"|"owner"|"group") of
     directories that keep theirs if they are there.
@@ -139,6 +140,7 @@ class Wanted:
     directories: tuple[Directory, ...] = ()
     projects: tuple[Project, ...] = ()
     clients: tuple[str, ...] = ()
+    leaving: frozenset[str] = frozenset()
     threads: int = 8
     grace: int = 60
     quotas: tuple[UserQuotas, ...] = ()
@@ -341,7 +343,10 @@ def refusals(state: Observed, wanted: Wanted) -> list[str]:
                 )
     found += _quota_refusals(state, wanted, out)
     for project in _projects(wanted, out):
-        folder = state.folders.get(on_server(wanted.directories, project.path))
+        source = on_server(wanted.directories, project.path)
+        if source in state.obstacles:
+            found.append(f"{source} is there and is no directory, or a link to one. Mend: move it away")
+        folder = state.folders.get(source)
         if folder is not None and folder.acl is None:
             found.append(
                 f"{project.path} lies on a file system without ACLs, so that a group can't share it. Mend: have it on "
@@ -634,8 +639,9 @@ def _plan_exports(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> li
     absent = tuple(one.source for one in wanted.own if one.path in out)
     there, wished = _exports_file(state), wanted_exports(state, wanted, out)
     changes: list[Change] = []
-    lost = _lost(there, wished)
-    more = _union(there, wished) if lost else wished
+    # a node that is taken out was emptied first
+    lost = [one for one in _lost(there, wished) if one[1] not in wanted.leaving]
+    more = _union(there, wished, lost) if lost else wished
     file = state.files.get(EXPORTS)
     running = state.services.get(SERVER, ServiceState()).active
     changes += _write_exports(file, more, "reload")
@@ -681,9 +687,9 @@ def _lost(there: Exports, wished: Exports) -> list[tuple[str, str]]:
     )
 
 
-def _union(there: Exports, wished: Exports) -> dict[str, dict[str, str]]:
+def _union(there: Exports, wished: Exports, lost: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
     made = {source: dict(clients) for source, clients in wished.items()}
-    for source, client in _lost(there, wished):
+    for source, client in lost:
         made.setdefault(source, {})[client] = there[source][client]
     return made
 

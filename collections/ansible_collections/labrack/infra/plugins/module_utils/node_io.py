@@ -69,13 +69,30 @@ def read_text(path: str | Path) -> str | None:
         return None
 
 
-def observe_file(path: str | Path) -> FileState | None:
-    """Return a regular file's text, mode, owner and group, or None when there is none."""
+def observe_file(path: str | Path, most: int | None = None) -> FileState | None:
+    """Return a regular file's text, mode, owner and group, or None when there is none.
+
+    A file of more than ``most`` bytes has an empty text here. Nothing else than a file is opened, or waited for.
+    """
     try:
-        info = os.stat(path)
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        # what was put in its place meanwhile may be a pipe that nobody writes to
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            return None
+        text = ""
+        if most is None or info.st_size <= most:
+            with open(handle, encoding="utf-8", errors="replace", closefd=False) as stream:
+                text = stream.read()
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
     return FileState(text, f"{stat.S_IMODE(info.st_mode):04o}", owner_name(info.st_uid), group_name(info.st_gid))
 
 

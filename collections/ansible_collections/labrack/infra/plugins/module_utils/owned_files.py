@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -97,6 +98,9 @@ def walk(root: str, prune: Collection[str]) -> Iterator[Entry]:
 
     What vanishes meanwhile is passed over. Raises OSError for a directory that can't be read.
     """
+    # each folder on the way down stays open, and people make them as deep as they like
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(root, flags)
     stack = [(descriptor, root.rstrip("/"), os.scandir(descriptor))]

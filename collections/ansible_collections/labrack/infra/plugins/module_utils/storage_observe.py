@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from ansible_collections.labrack.infra.plugins.module_utils import disk_quota, hardware_observe, posix_acl
 from ansible_collections.labrack.infra.plugins.module_utils.nfs_plan import Filesystem, Folder
@@ -38,10 +40,37 @@ def device_of(filesystem: Filesystem) -> str:
     return by_number if os.path.exists(by_number) else filesystem.device
 
 
-def folder(path: str) -> Folder | None:
-    """Return a directory as it is, None where none is (OSError)."""
-    if not os.path.isdir(path):
-        return None
-    info = os.stat(path)
-    mode = f"{info.st_mode & 0o7777:04o}"
-    return Folder(mode, info.st_uid, info.st_gid, posix_acl.read(path), disk_quota.project_of(path))
+@contextlib.contextmanager
+def opened(path: str, top: str, make: bool = False) -> Iterator[str]:
+    """Give a path to a directory that stays the same one whatever is renamed meanwhile (OSError for none).
+
+    ``top`` is where it lies or itself. Below that people may write, so no link is followed there. ``make``: what is
+    missing below is made, the directory itself for root alone.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    handle = os.open(top, flags)
+    try:
+        names = [name for name in path[len(top.rstrip("/")) :].split("/") if name]
+        for place, name in enumerate(names, 1):
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700 if place == len(names) else 0o755, dir_fd=handle)
+            inner = os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+        # the dot, as whoever opens this without following links would stop at the descriptor's own
+        yield f"/proc/self/fd/{handle}/."
+    finally:
+        os.close(handle)
+
+
+def folder(path: str, top: str = "") -> Folder | None:
+    """Return a directory as it is, None where none is; see :func:`opened` for ``top``, itself if empty (OSError)."""
+    with contextlib.ExitStack() as stack:
+        try:
+            place = stack.enter_context(opened(path, top or path))
+        except OSError:
+            return None
+        info = os.stat(place)
+        mode = f"{info.st_mode & 0o7777:04o}"
+        return Folder(mode, info.st_uid, info.st_gid, posix_acl.read(place), disk_quota.project_of(place))

@@ -383,13 +383,21 @@ def removed(node: Node, registry: Registry) -> list[User]:
 
 
 def waiting(node: Node, registry: Registry) -> list[str]:
-    """Return a sentence for everybody who shall be absent and can't go yet."""
-    return [
+    """Return a sentence for everybody who shall be absent and can't go yet, or whose home outlived the account."""
+    stay = [
         f"{user.name} is locked and stays for now: {'; '.join(node.busy[user.name])}. The next run after that removes "
         "the account and puts the home into the archive."
         for user in registry.users
         if user.absent and user.name in node.accounts and node.busy.get(user.name)
     ]
+    # nothing tells any more whether the archive has all of it
+    left = [
+        f"{home_of(node, user)} is still there, and the account of {user.name} is not: a run was broken off, or "
+        "somebody removed the account by hand. Mend: see whether lab_users_archive has it, and remove it."
+        for user in registry.users
+        if user.absent and user.name not in node.accounts and node.homes.get(home_of(node, user)) == user.uid
+    ]
+    return stay + left
 
 
 def wanted_groups(node: Node, registry: Registry) -> dict[str, int]:

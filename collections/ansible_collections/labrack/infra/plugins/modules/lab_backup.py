@@ -323,7 +323,7 @@ def main() -> None:
             lambda changes: apply(changes, wanted, first[0]),
             extra,
         )
-    except (BackupError, ServiceError) as error:
+    except (BackupError, ServiceError, OSError) as error:
         module.fail_json(msg=str(error))
 
 

@@ -91,6 +91,8 @@ kept:
 
 import contextlib
 import fcntl
+import glob
+import grp
 import json
 import os
 import pwd
@@ -125,6 +127,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.restore_plan import 
     Snapshot,
     Wanted,
 )
+from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
     ServiceError,
     act,
@@ -137,6 +140,8 @@ SLURM_CONF = "/etc/slurm/slurm.conf"
 CLUSTER_NAME = "/var/lib/slurm/slurmctld/clustername"
 HEADSCALE_DATABASE = f"{headscale_plan.DATA}/db.sqlite"
 STAGE = f"{backup_plan.CACHE}/stage"
+#: How folders begin in which files are unpacked beside those of people.
+STAGED = ".labrack-restore-"
 #: Sets that are small enough to be unpacked before it is known whether they are restored.
 SMALL = ("cluster_keys", "headscale", "registry")
 
@@ -277,6 +282,23 @@ class Restore:
         if self.folders and not any(self.entries.values()):
             raise BackupError(f"the backup has no {', '.join(self.folders)}")
         self.seen = self.look()
+        self.refuse()
+
+    def refuse(self) -> None:
+        """Raise BackupError where files can't be unpacked: others may write in the target, or they don't fit."""
+        target = self.wanted.target
+        sizes = {target: sum(size for _files, size in self.sizes().values())} if target else {}
+        folder = exposed(target) if target else ""
+        if folder:
+            raise BackupError(
+                f"nothing was restored: others than root may write in {folder}, and could put links in the way. Mend: "
+                "take a folder of root's with -e target=, such as /root/restored"
+            )
+        for name, compared in self.seen.compared.items():
+            for root in self.wanted.snapshots[name].paths if compared.chosen(self.wanted.overwrite) else ():
+                sizes[root] = sum(entry.size for entry in self.entries[name] if inside(entry.path, root))
+        for path, size in sizes.items():
+            need_room(path, size)
 
     def listed(self, name: str, snapshot: Snapshot) -> list[Entry]:
         """Return the entries of a snapshot that are asked for."""
@@ -369,8 +391,7 @@ class Restore:
                 continue
             made = not os.path.isdir(root)
             os.makedirs(root, exist_ok=True)
-            stage = tempfile.mkdtemp(prefix=".labrack-restore-", dir=root)
-            try:
+            with staged(root) as stage:
                 self.repository.unpack(snapshot, stage, folders)
                 if not os.path.isdir(stage + root):
                     continue
@@ -378,8 +399,6 @@ class Restore:
                     like(stage + root, root)
                 with opened(stage + root) as source, opened(root) as place:
                     merge(source, place, root, chosen)
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
         left = self.compare(name).chosen(self.wanted.overwrite)
         if left:
             raise BackupError(f"{name}: not restored: {', '.join(sorted(left)[:5])}")
@@ -396,11 +415,17 @@ class Restore:
         user, group = self.owners(name).get(path, ["root", "root"])
         os.makedirs(os.path.dirname(path), exist_ok=True)
         part = f"{path}.labrack-part"
-        shutil.copyfile(source, part)
-        os.chmod(part, 0o600)
-        with contextlib.suppress(LookupError):
-            shutil.chown(part, user, group)
-        os.chmod(part, stat.S_IMODE(os.stat(source).st_mode))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        # the folder may be a daemon's own, and what is in the file may be a secret
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(source, "rb") as saved, open(handle, "wb") as stream:
+            shutil.copyfileobj(saved, stream)
+            with contextlib.suppress(KeyError):
+                os.fchown(handle, pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid)
+            os.fchmod(handle, stat.S_IMODE(os.fstat(saved.fileno()).st_mode))
+            stream.flush()
+            os.fsync(handle)
         os.rename(part, path)
 
     def place_keys(self) -> None:
@@ -517,6 +542,27 @@ def opened(path: str, folder: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def staged(root: str) -> Iterator[str]:
+    """Give a path to a new folder beside a root's own, root's alone; what broken restores left there goes first.
+
+    The path leads to the same folder whatever others rename meanwhile, who may write in the root.
+    """
+    for left in glob.glob(f"{glob.escape(root)}/{STAGED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    name = tempfile.mkdtemp(prefix=STAGED, dir=root)
+    try:
+        with opened(name) as handle:
+            info = os.fstat(handle)
+            if info.st_uid != os.geteuid() or info.st_mode & 0o777 != 0o700:
+                raise BackupError(f"{name} was taken away while files were restored. Mend: run it again")
+            os.mkdir("files", 0o700, dir_fd=handle)
+            # restic 0.18 takes the descriptor's own name for a file that is in its way, and not what lies in it
+            yield f"/proc/{os.getpid()}/fd/{handle}/files"
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+
+
 def merge(source: int, place: int, path: str, chosen: frozenset[str]) -> None:
     """Move what is chosen from one directory into another, on one file system; ``path`` names the second one.
 
@@ -543,6 +589,34 @@ def like(model: str, path: str) -> None:
     info = os.stat(model)
     os.chown(path, info.st_uid, info.st_gid)
     os.chmod(path, stat.S_IMODE(info.st_mode))
+
+
+def exposed(path: str) -> str:
+    """Return the folder at a path or above it in which others than root could put a link in the way, "" for none."""
+    place = way = os.path.realpath(path)
+    while True:
+        with contextlib.suppress(OSError):
+            info = os.stat(way)
+            # from a sticky folder nobody takes away what is root's
+            open_ = info.st_mode & 0o022 and (way == place or not info.st_mode & stat.S_ISVTX)
+            if open_ or info.st_uid not in (0, os.geteuid()):
+                return way
+        if way == "/":
+            return ""
+        way = os.path.dirname(way)
+
+
+def need_room(path: str, size: int) -> None:
+    """Raise BackupError where so many bytes don't fit into a folder, which may not be there yet."""
+    while not os.path.isdir(path) and path != "/":
+        path = os.path.dirname(path)
+    there = os.statvfs(path)
+    free = there.f_bavail * there.f_frsize
+    if size > free:
+        raise BackupError(
+            f"nothing was restored: {path} has {free >> 20} MiB left, and {size >> 20} are unpacked. Mend: make room, "
+            "ask for less with -e user= or -e path=, or take a folder of another disk with -e target="
+        )
 
 
 @contextlib.contextmanager
@@ -575,8 +649,11 @@ def main() -> None:
     work = ""
     try:
         os.makedirs(backup_plan.CACHE, mode=0o700, exist_ok=True)
-        work = tempfile.mkdtemp(prefix="restore-", dir=backup_plan.CACHE)
         with alone():
+            # what a run left that was broken off holds keys
+            for left in glob.glob(f"{backup_plan.CACHE}/restore-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            work = tempfile.mkdtemp(prefix="restore-", dir=backup_plan.CACHE)
             restore = Restore(module.params, work)
             sizes = restore.sizes()
             changes = restore_plan.plan(restore.seen, restore.wanted, sizes)

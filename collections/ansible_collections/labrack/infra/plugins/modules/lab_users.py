@@ -197,7 +197,8 @@ unmanaged:
   type: list
   elements: str
 waiting:
-  description: A sentence for everybody who shall be absent and of whom something still runs.
+  description:
+    - A sentence for everybody who shall be absent and of whom something still runs, or whose home outlived the account.
   returned: success
   type: list
   elements: str
@@ -291,6 +292,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 SKELETON = "/etc/skel"
 SHADOW = "/etc/shadow"
+#: Bytes of authorized keys beyond which they are nobody's keys, and not read.
+KEYS_MOST = 1 << 20
 #: Seconds until a login that is ended must be gone.
 PATIENCE = 15.0
 #: Seconds for Slurm to end jobs, and between two looks.
@@ -344,7 +347,7 @@ def observe(registry: Registry, elsewhere: tuple[str, ...] = ()) -> Node:
         account = accounts.get(person.name)
         if account is not None:
             with acting_as(account.uid, account.gid):
-                state = node_io.observe_file(users_plan.keys_path(node, person))
+                state = node_io.observe_file(users_plan.keys_path(node, person), KEYS_MOST)
             if state is not None:
                 keys[person.name] = state
     files = {
@@ -487,6 +490,7 @@ def apply(changes: list[Change], node: Node, registry: Registry, params: Mapping
     files = {file: users_plan.wanted_subids(node, registry, file) for file in users_plan.SUBID_FILES}
     files[users_plan.RECORD] = users_plan.wanted_record(node, registry)
     archives = []
+    barred = []
     make_accounts(changes, node, registry)
     for change in changes:
         verb, *rest = change.step
@@ -502,7 +506,13 @@ def apply(changes: list[Change], node: Node, registry: Registry, params: Mapping
             make_home(users_plan.home_of(node, users[rest[0]]), users[rest[0]])
         elif verb == "keys":
             user = users[rest[0]]
-            write_keys(users_plan.keys_path(node, user), user, users_plan.wanted_keys(node, user, exclusive))
+            path = users_plan.keys_path(node, user)
+            try:
+                write_keys(path, user, users_plan.wanted_keys(node, user, exclusive))
+            except OSError as error:
+                # a home is its owner's: who bars the way there must not keep the rest from being done
+                mend = f"see to it that {user.name} may write there (owner, mode, quota)"
+                barred.append(f"the authorized_keys of {user.name} could not be changed: {error}. Mend: {mend}")
         elif verb == "archive":
             home = users_plan.home_of(node, users[rest[0]])
             archives.append(home_archive.archive(home, params["archive"], rest[0], users[rest[0]].uid))
@@ -518,6 +528,8 @@ def apply(changes: list[Change], node: Node, registry: Registry, params: Mapping
             wanted = files[rest[0]]
             if wanted is not None:
                 node_io.write_file(rest[0], wanted)
+    if barred:
+        raise CommandError("; ".join(barred))
     return archives
 
 

@@ -359,8 +359,10 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
         for one in params["projects"]
     )
     clients: tuple[str, ...] = ()
+    leaving: frozenset[str] = frozenset()
     if host in params["servers"] or any(one.server == host for one in directories):
         entries = params["clients"] if params["subnet"] else list(_resolved(params["clients"]))
+        leaving = frozenset(str(one["address"]) for one in entries if one["name"] in params["leaving"])
         clients = nfs_plan.addresses(entries, host, params["leaving"], params["subnet"])
     return Wanted(
         host=host,
@@ -368,6 +370,7 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
         directories=directories,
         projects=projects,
         clients=clients,
+        leaving=leaving,
         threads=params["threads"] or nfs_plan.default_threads(os.cpu_count() or 1),
         grace=params["grace"],
         quotas=tuple(_user_quotas(one, params["uids"]) for one in params["user_quotas"]),
@@ -418,7 +421,8 @@ def observe(wanted: Wanted, limited: bool) -> Observed:
     """Read the host; quotas only where ``limited`` or a record says that there is something to reconcile."""
     filesystems = storage_observe.filesystems()
     paths = nfs_plan.sources(wanted)
-    folders = {path: found for path in paths if (found := storage_observe.folder(path)) is not None}
+    seen = {path: storage_observe.folder(path, top_of(path, wanted)) for path in paths}
+    folders = {path: found for path, found in seen.items() if found is not None}
     bound = [one for one in wanted.own if one.source != one.path]
     files = {path: node_io.observe_file(path) for path in OWN_FILES}
     record_file = files[nfs_plan.RECORD]
@@ -452,6 +456,12 @@ def observe(wanted: Wanted, limited: bool) -> Observed:
     for mount in with_quotas & set(filesystems):
         filesystems[mount] = replace(filesystems[mount], quotas=storage_observe.quotas(filesystems[mount]))
     return state
+
+
+def top_of(path: str, wanted: Wanted) -> str:
+    """Return the lab's directory in which a project's lies, where people may put links; a path in none is its own."""
+    around = [one.source for one in wanted.own if storage_layout.inside(path, one.source)]
+    return max(around, key=len, default=path)
 
 
 def has_nfsd(root: Path = Path("/")) -> bool:
@@ -526,7 +536,7 @@ def _is_masked(unit: str) -> bool:
 # --- making it so ----------------------------------------------------------------------------------------------------
 
 
-def apply(changes: list[Change], state: Observed) -> None:
+def apply(changes: list[Change], state: Observed, wanted: Wanted) -> None:
     """Make the changes (OSError, ServiceError or StorageError when the host refuses)."""
     # systemd reads all of its files each time, which takes it a while
     unread = False
@@ -536,11 +546,13 @@ def apply(changes: list[Change], state: Observed) -> None:
             daemon_reload()
             unread = False
         if verb == "folder":
-            make_folder(*rest)
+            make_folder(rest[0], top_of(rest[0], wanted), *rest[1:])
         elif verb == "acl":
-            posix_acl.write(rest[0], posix_acl.for_group(int(rest[1], 8), posix_acl.read(rest[0]) or {}))
+            with storage_observe.opened(rest[0], top_of(rest[0], wanted)) as place:
+                posix_acl.write(place, posix_acl.for_group(int(rest[1], 8), posix_acl.read(place) or {}))
         elif verb == "mark":
-            disk_quota.mark(rest[0], int(rest[1]))
+            with storage_observe.opened(rest[0], top_of(rest[0], wanted)) as place:
+                disk_quota.mark(place, int(rest[1]))
         elif verb == "limit":
             mount, kind, number, soft, hard = rest
             limit = Limit(int(soft), int(hard))
@@ -588,13 +600,14 @@ def unexplained(errors: str, absent: list[str]) -> list[str]:
     return [line for line in errors.splitlines() if not any(f" {source}:" in line for source in absent)]
 
 
-def make_folder(path: str, mode: str, uid: str, gid: str) -> None:
+def make_folder(path: str, top: str, mode: str, uid: str, gid: str) -> None:
     """Make a directory, those above it as usual, or give the one that is there this mode and owner (OSError)."""
-    if not os.path.isdir(path):
+    if path == top and not os.path.isdir(path):
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         os.mkdir(path, 0o700)
-    os.chown(path, int(uid), int(gid))
-    os.chmod(path, int(mode, 8))
+    with storage_observe.opened(path, top, make=True) as place:
+        os.chown(place, int(uid), int(gid))
+        os.chmod(place, int(mode, 8))
 
 
 class Converging:
@@ -655,7 +668,7 @@ def main() -> None:
             converging,
             look,
             lambda state: nfs_plan.plan(state, wanted),
-            lambda changes: apply(changes, seen[-1]),
+            lambda changes: apply(changes, seen[-1], wanted),
             lambda _state: {"packages": packages},
             drains=False,
         )

@@ -150,6 +150,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 #: What the kernel says of a file without an ACL, and of a file system without any.
 NO_ACL = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT)
+#: By what a file is told from one that was put in its place.
+SAME = ("st_dev", "st_ino", "st_mode", "st_uid", "st_gid")
 #: usermod's exit status when the account has its number and the home could not be gone through: a server refused root.
 HOME_NOT_READ = 12
 
@@ -272,25 +274,27 @@ def beside(entry: owned_files.Entry) -> str:
 
 
 def hand_over(entry: owned_files.Entry, uid: int | None, gid: int | None, acls: Mapping[str, bytes]) -> None:
-    """Give a file its new numbers; what vanished meanwhile is passed over (OSError)."""
+    """Give a file its new numbers; what vanished, or was put in its place meanwhile, is passed over (OSError)."""
     mode = entry.info.st_mode
     try:
-        for attribute, acl in acls.items():
-            os.setxattr(beside(entry), attribute, acl, follow_symlinks=False)
-        if uid is None and gid is None:
-            return
-        numbers = (-1 if uid is None else uid, -1 if gid is None else gid)
-        os.chown(entry.name, *numbers, dir_fd=entry.dir_fd, follow_symlinks=False)
-        if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
-            # chown(2) takes these bits away
-            handle = os.open(entry.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=entry.dir_fd)
-            try:
-                if os.fstat(handle).st_ino == entry.info.st_ino:
-                    os.chmod(f"/proc/self/fd/{handle}", stat.S_IMODE(mode))
-            finally:
-                os.close(handle)
+        handle = os.open(entry.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=entry.dir_fd)
     except FileNotFoundError:
         return
+    try:
+        there = os.fstat(handle)
+        if any(getattr(there, name) != getattr(entry.info, name) for name in SAME):
+            return
+        path = f"/proc/self/fd/{handle}"
+        for attribute, acl in acls.items():
+            os.setxattr(path, attribute, acl)
+        if uid is None and gid is None:
+            return
+        os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid)
+        if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+            # chown(2) takes these bits away
+            os.chmod(path, stat.S_IMODE(mode))
+    finally:
+        os.close(handle)
 
 
 def observe(wanted: Wanted, seen: Survey, params: Mapping[str, Any]) -> tuple[Node, Files]:
