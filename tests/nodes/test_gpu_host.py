@@ -162,7 +162,7 @@ def test_second_run_and_its_check_change_nothing(first: dict[str, Run]) -> None:
 
 def test_no_op_costs_one_module_task_a_role(first: dict[str, Run]) -> None:
     actions = [task.action for task in first["again"].modules(DESK) if task.ending != "skipped"]
-    assert actions == ["node_facts", "baseline", "lab_users", "nfs_client", "nvidia_driver", "container_toolkit"]
+    assert actions == ["node_facts", "baseline", "lab_users", "nvidia_driver", "container_toolkit", "nfs_client"]
 
 
 def test_cards_work_and_the_driver_is_the_wanted_one(lab: GpuLab, first: dict[str, Run]) -> None:
