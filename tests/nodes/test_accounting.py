@@ -27,6 +27,29 @@ def test_finished_job_is_known(closet: Closet) -> None:
     assert seen.startswith("ada|lab|COMPLETED|") and "gres/gpu=1" in seen
 
 
+def test_who_leaves_gets_no_new_job_and_keeps_the_one_that_runs(closet: Closet) -> None:
+    leave, job = "labrack.infra.offboard", closet.start("ben", "--nodelist=node1")
+    # past ssh and PAM, which let nobody in either
+    submit = "setpriv --reuid=ben --regid=ben --init-groups sbatch --chdir=/tmp --output=/dev/null --wrap true 2>&1"
+    lock, block = "Converge users, groups, keys and sudo", "Converge accounts, users, QOS and limits"
+    try:
+        predicted = closet.play(leave, "--check", user="ben")
+        assert "Submitted" in closet.root("head", submit)
+        made = closet.play(leave, user="ben")
+        for task in (lock, block):
+            assert made.task("head", task).subjects == predicted.task("head", task).subjects != []
+        report = str(made.task("head", "Report").result["msg"])
+        assert f"left in the queue: {job}" in report and "scancel --user ben" in report
+        assert "error" in closet.root("head", submit, check=False)
+        for host in ("head", "node1", "node2"):
+            assert closet.user(f"ben@{host}", "id -un").returncode == 255
+        assert closet.job(job)["JobState"] == "RUNNING"
+        assert set(closet.play(leave, user="ben").changed.values()) == {0}
+    finally:
+        closet.play()
+    assert closet.user("ben@head", "sbatch --output=/dev/null --wrap true").returncode == 0
+
+
 @pytest.fixture(scope="module")
 def strict(converged: Closet) -> Iterator[Closet]:
     """The lab without ben, with one GPU for each user."""
@@ -62,29 +85,6 @@ def test_user_gets_no_more_gpus_than_allowed(strict: Closet) -> None:
     )
     strict.root("head", f"scancel {first}")
     strict.await_state(second, "COMPLETED")
-
-
-def test_who_leaves_gets_no_new_job_and_keeps_the_one_that_runs(closet: Closet) -> None:
-    leave, job = "labrack.infra.offboard", closet.start("ben", "--nodelist=node1")
-    # past ssh and PAM, which let nobody in either
-    submit = "setpriv --reuid=ben --regid=ben --init-groups sbatch --chdir=/tmp --output=/dev/null --wrap true 2>&1"
-    lock, block = "Converge users, groups, keys and sudo", "Converge accounts, users, QOS and limits"
-    try:
-        predicted = closet.play(leave, "--check", user="ben")
-        assert "Submitted" in closet.root("head", submit)
-        made = closet.play(leave, user="ben")
-        for task in (lock, block):
-            assert made.task("head", task).subjects == predicted.task("head", task).subjects != []
-        report = str(made.task("head", "Report").result["msg"])
-        assert f"left in the queue: {job}" in report and "scancel --user ben" in report
-        assert "error" in closet.root("head", submit, check=False)
-        for host in ("head", "node1", "node2"):
-            assert closet.user(f"ben@{host}", "id -un").returncode == 255
-        assert closet.job(job)["JobState"] == "RUNNING"
-        assert set(closet.play(leave, user="ben").changed.values()) == {0}
-    finally:
-        closet.play()
-    assert closet.user("ben@head", "sbatch --output=/dev/null --wrap true").returncode == 0
 
 
 def test_another_slurmdbd_goes_in_after_a_dump(closet: Closet) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from labrack.testnode import node
+from labrack.testnode.tailnet import CERTIFICATES
 from tests.mirror import tailnet
 from tests.nodes.harness import Run, until
 from tests.nodes.tailnet_lab import DOMAIN, LAPTOPS, MACHINES, TailnetLab, tailnet_lab
@@ -66,7 +67,7 @@ def joined(lab: TailnetLab, history: History) -> TailnetLab:
 
 def test_server_that_cannot_be_joined_is_told_before_anything_changes(lab: TailnetLab) -> None:
     """The right name by an authority that nobody knows, another name by the right one, and nobody there at all."""
-    server, state, said = "other.lab.test", lab.closet.lab.state_dir, {}
+    server, said = "other.lab.test", {}
     made = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=impostor "
         f"-addext subjectAltName=DNS:{server} -keyout /run/tls.key -out /run/tls.crt 2>/dev/null"
@@ -74,7 +75,7 @@ def test_server_that_cannot_be_joined_is_told_before_anything_changes(lab: Tailn
     lab.closet.root("node1", made)
     said["node1"] = "its certificate is not one that this node trusts (self-signed certificate"
     for file in ("tls.crt", "tls.key"):
-        text = (state / file).read_text(encoding="utf-8")
+        text = lab.closet.root("head", f"cat {CERTIFICATES}/{file}")
         node.exec(lab.closet.lab.node("desk"), ["tee", f"/run/{file}"], input=text)
     said["desk"] = f"certificate is not valid for '{server}'). Mend: give the server a certificate for that name"
     said["admin"] = "it can't be reached: [Errno 111] Connection refused. Mend: check the server"
