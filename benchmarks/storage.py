@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What NFS costs: ``python -m benchmarks.storage [--mib 96] [--rounds 3]``, from the root of a checkout.
 
-Starts two virtual machines, and writes and reads a file on the server's disk, from the server itself and from the
-other machine, by NFS with the options of ``nfs_client`` and with those of the distribution. All take turns, and each
-file is on the disk, or not in memory, when its time begins or ends. The ratios say more than the speeds: an emulated
-processor is slow, and the network between the machines is a socket of this one.
+Starts two virtual machines, and writes and reads a file on the server's disk: from the server itself, and from the
+other machine by NFS, with the options of ``nfs_client`` and with those of the distribution. All take turns. What is
+written is on the disk at the end of its time, and nothing of what is read is in memory. The ratios say more than the
+speeds: an emulated processor is slow, and the network between the machines is a socket of this one.
 
 Prints Markdown, and writes the figures as JSON.
 """
@@ -38,7 +38,7 @@ mkdir -p /srv/lab /etc/nfs.conf.d
 mount /dev/vdb /srv/lab
 chmod 1777 /srv/lab
 printf %s "$1" >/etc/nfs.conf.d/labrack.conf
-echo '/srv/lab *(rw,sync,root_squash,no_subtree_check)' >/etc/exports
+echo "/srv/lab $2(rw,sync,root_squash,no_subtree_check)" >/etc/exports
 systemctl restart nfs-server
 """
 DROP = "sync; echo 3 >/proc/sys/vm/drop_caches"
@@ -68,7 +68,7 @@ def measure(lab: Lab, host: str, folder: str, mib: int) -> dict[str, float]:
 
 @contextmanager
 def mounted(lab: Lab, options: str) -> Iterator[str]:
-    """The server's folder on the other machine; where options don't say so, its connections are new ones."""
+    """The server's folder on the other machine; what was mounted first decides on the connections, so one at a time."""
     run(lab, "node1", f"mkdir -p /mnt/lab && mount -t nfs4 {options} {lab.node('head').address}:/srv/lab /mnt/lab")
     try:
         yield "/mnt/lab"
@@ -79,7 +79,7 @@ def mounted(lab: Lab, options: str) -> Iterator[str]:
 def figures(lab: Lab, mib: int, rounds: int) -> dict[str, dict[str, list[float]]]:
     """MiB/s of each round, by way and direction."""
     text = nfs_plan.conf_text(nfs_plan.default_threads(1), 15)
-    node.exec(lab.node("head"), ["sh", "-c", SERVER, "server", text])
+    node.exec(lab.node("head"), ["sh", "-c", SERVER, "server", text, lab.node("node1").address])
     (directory,) = storage_layout.read([{"path": "/mnt/lab"}], ["head"])
     ours = nfs_client_plan.mount_options(directory, nconnect=4)
     # the word is for systemd alone
@@ -116,10 +116,10 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mib", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=ROOT / ".cache/bench-storage.json")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=96, help="how big the file is")
+    parser.add_argument("--rounds", type=int, default=3, help="how many")
+    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/storage.json")
     arguments = parser.parse_args()
     state = ROOT / ".cache/labs" / LAB
     vm.down(LAB, state, print)
@@ -130,8 +130,8 @@ def main() -> None:
         vm.down(LAB, state, print)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {arguments.mib} MiB, {arguments.rounds} rounds, medians"
     result = {"machine": machine, "speeds": speeds}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(markdown(result))
 
 
