@@ -59,7 +59,8 @@ def speed(said: str) -> float:
 
 def measure(lab: Lab, host: str, folder: str, mib: int) -> dict[str, float]:
     """Write a file until it is on the disk, and read it with nothing of it in any memory: MiB/s."""
-    file = f"{folder}/file"
+    # one for each host, as root of the other one is nobody here
+    file = f"{folder}/{host}"
     written = run(lab, host, f"rm -f {file}; dd if=/dev/zero of={file} bs=1M count={mib} conv=fsync")
     for each in ("head", "node1"):
         run(lab, each, DROP)
