@@ -11,7 +11,7 @@ READY := .venv/.ready$(subst /,-,$(PYTHON))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-down test test-fast test-unit test-package test-nodes test-vm test-gpu lint docs
+.PHONY: help demo demo-down test test-fast test-unit test-package test-nodes test-vm test-vm-core test-gpu lint docs
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -22,7 +22,7 @@ demo: $(READY) ## bring up a closet of three containers and run GPU jobs in it
 demo-down: $(READY) ## take the demo away
 	@$(BIN)/labrack demo down
 
-test: test-fast test-package test-nodes ## everything; at most 40 minutes on two cores
+test: test-fast test-package test-nodes test-vm-core ## everything; at most 40 minutes on two cores
 
 test-fast: lint test-unit ## without containers; at most 2 minutes
 
@@ -37,6 +37,9 @@ test-nodes: $(READY) ## on nodes in containers; LABRACK_NODE_SYSTEM=debian12 pic
 
 test-vm: $(READY) ## on nodes that are virtual machines, with kernels, disks and power switches of their own
 	$(PYTEST) tests/vm -v --junitxml=$(JUNIT)/vm.xml
+
+test-vm-core: $(READY) ## of these, one case of each promise; the part that test runs
+	$(PYTEST) tests/vm -m core -v --junitxml=$(JUNIT)/vm-core.xml
 
 test-gpu: $(READY) ## on a machine with NVIDIA GPUs: facts and health check against them; no part of test
 	$(PYTEST) tests/gpu -v --junitxml=$(JUNIT)/gpu.xml

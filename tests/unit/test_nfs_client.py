@@ -351,6 +351,15 @@ def test_first_run_writes_arms_and_enables() -> None:
     ]
 
 
+def test_systemd_reads_new_files_once_and_those_of_a_mount_with_its_turn() -> None:
+    node = mounted(wanted(HOME), busy=frozenset())
+    node = replace(node, places={**node.places, "/data": place("missing")})
+    found = steps(nfs_client_plan.plan(node, wanted({**HOME, "options": ["rsize=65536"]}, DATA)))
+    assert [step[0] for step in found] == ["mkdir", "write", "write", "enable", "start", "write", "unmount"]
+    found = steps(nfs_client_plan.plan(Observed(places=node.places), wanted(HOME, DATA)))
+    assert [step[0] for step in found] == ["mkdir", *["write"] * 4, *["enable", "start"] * 2]
+
+
 def test_other_options_wait_while_somebody_uses_the_directory() -> None:
     node = mounted(wanted(HOME), busy=frozenset({"/home"}))
     wish = wanted({**HOME, "options": ["rsize=65536"]})

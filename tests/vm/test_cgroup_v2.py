@@ -45,6 +45,7 @@ def test_job_without_a_gpu_opens_none(closet: Closet) -> None:
     assert refused(done.stdout) == ["/dev/nvidia0", "/dev/nvidia1"]
 
 
+@pytest.mark.core
 def test_job_opens_just_the_gpu_that_it_got(closet: Closet) -> None:
     done = closet.srun("ada", "--gres=gpu:1", TOUCH, PATIENCE)
     assert len(opened(done.stdout)) == len(refused(done.stdout)) == 1, done.stdout + done.stderr
@@ -57,6 +58,7 @@ def test_job_sees_the_cores_that_it_asked_for(closet: Closet) -> None:
         assert closet.srun("ada", f"--cpus-per-task={cores}", "nproc", PATIENCE).stdout == f"{cores}\n"
 
 
+@pytest.mark.core
 def test_memory_hog_dies_alone(closet: Closet) -> None:
     neighbour = closet.start("ben", "--mem=64M", "sleep 900 & echo $!; wait")
     pid = closet.root(

@@ -309,8 +309,10 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
     changes += plan_file(RECORD, observed.record, wanted_record(observed, wanted))
     for path in sorted(ours(observed.units) - set(wanted.shares), reverse=True):
         changes += _leave(observed, path)
-    for _path, share in sorted(wanted.shares.items()):
-        changes += _share(observed, share)
+    steps = [_share(observed, share) for _path, share in sorted(wanted.shares.items())]
+    # files first, so that systemd reads them once
+    changes += [change for early, _late in steps for change in early]
+    changes += [change for _early, late in steps for change in late]
     changes += _portmapper(observed, wanted)
     return changes + _scratch(observed, wanted)
 
@@ -346,18 +348,23 @@ def _broken(observed: Observed, path: str, what: str) -> bool:
     return answer == STALE or (answer == SILENT and bool(what))
 
 
-def _share(observed: Observed, share: Share) -> list[Change]:
+def _share(observed: Observed, share: Share) -> tuple[list[Change], list[Change]]:
+    """Return what can be made for a directory at first, and what comes after that.
+
+    What is mounted gets its files with its turn: where it can't be unmounted, they have to be the old ones.
+    """
     path = share.directory.path
     unit = automount_unit(path)
     state = observed.services.get(unit, ServiceState())
     reason = off(observed, share) if _is_mounted(observed, path) else ""
     broken = _broken(observed, path, reason)
     disruption = "none" if not reason else "drain" if path in observed.busy and not broken else "restart"
-    changes = []
+    files = []
     if observed.places[path]["kind"] == "missing":
-        changes.append(Change(f"directory {path}", "created", step=("mkdir", path)))
+        files.append(Change(f"directory {path}", "created", step=("mkdir", path)))
     for file, text in wanted_units(observed, share).items():
-        changes += plan_file(file, observed.units.get(file), text, disruption)
+        files += plan_file(file, observed.units.get(file), text, disruption)
+    changes = []
     if reason:
         users = ", by whom it is used" if path in observed.busy else ""
         verb = "detach" if broken or path in observed.busy else "unmount"
@@ -368,7 +375,7 @@ def _share(observed: Observed, share: Share) -> list[Change]:
     if not state.active:
         start = max(disruption, "restart", key=rank)
         changes.append(Change(f"automount {path}", "waits for its first use", start, step=("start", unit)))
-    return changes
+    return ([], files + changes) if reason else (files, changes)
 
 
 def _line(observed: Observed, path: str) -> str:

@@ -293,6 +293,9 @@ class Host:
             self._unmount(target, lazily=verb == "detach")
         elif verb == "disable":
             run_systemctl("disable", "--now", target)
+        elif verb == "enable":
+            # a link for the next boot, of which systemd need not hear now; each time that it reads its files costs
+            run_systemctl("enable", "--no-reload", target)
         else:
             self._reload()
             systemd.act(verb, target)

@@ -1,0 +1,140 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What NFS costs: ``python -m benchmarks.storage [--mib 96] [--rounds 3]``, from the root of a checkout.
+
+Starts two virtual machines, and writes and reads a file on the server's disk: from the server itself, and from the
+other machine by NFS, with the options of ``nfs_client`` and with those of the distribution. All take turns. What is
+written is on the disk at the end of its time, and nothing of what is read is in memory. The ratios say more than the
+speeds: an emulated processor is slow, and the network between the machines is a socket of this one.
+
+Prints Markdown, and writes the figures as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.labrack.infra.plugins.module_utils import nfs_client_plan, nfs_plan, storage_layout
+from labrack.testnode import node, vm
+from labrack.testnode.node import Lab, LabSpec, NodeSpec
+from tests.nodes.harness import ROOT
+
+LAB = "labrack-bench-storage"
+SECONDS = "600"
+SERVER = """\
+set -e
+mkfs.xfs -q -f /dev/vdb
+mkdir -p /srv/lab /etc/nfs.conf.d
+mount /dev/vdb /srv/lab
+chmod 1777 /srv/lab
+printf %s "$1" >/etc/nfs.conf.d/labrack.conf
+echo "/srv/lab $2(rw,sync,root_squash,no_subtree_check)" >/etc/exports
+systemctl restart nfs-server
+"""
+DROP = "sync; echo 3 >/proc/sys/vm/drop_caches"
+
+
+def run(lab: Lab, host: str, command: str) -> str:
+    """What a shell command says as root on a node, errors too."""
+    done = node.exec(lab.node(host), ["timeout", SECONDS, "sh", "-c", f"exec 2>&1; {command}"])
+    return done.stdout
+
+
+def speed(said: str) -> float:
+    """MiB/s, by what dd says at its end."""
+    found = re.search(r"^(\d+) bytes .* copied, ([\d.e-]+) s", said, re.MULTILINE)
+    assert found, said
+    return int(found[1]) / 2**20 / float(found[2])
+
+
+def measure(lab: Lab, host: str, folder: str, mib: int) -> dict[str, float]:
+    """Write a file until it is on the disk, and read it with nothing of it in any memory: MiB/s."""
+    # one for each host, as root of the other one is nobody here
+    file = f"{folder}/{host}"
+    written = run(lab, host, f"rm -f {file}; dd if=/dev/zero of={file} bs=1M count={mib} conv=fsync")
+    for each in ("head", "node1"):
+        run(lab, each, DROP)
+    return {"write": speed(written), "read": speed(run(lab, host, f"dd if={file} of=/dev/null bs=1M"))}
+
+
+@contextmanager
+def mounted(lab: Lab, options: str) -> Iterator[str]:
+    """The server's folder on the other machine; what was mounted first decides on the connections, so one at a time."""
+    run(lab, "node1", f"mkdir -p /mnt/lab && mount -t nfs4 {options} {lab.node('head').address}:/srv/lab /mnt/lab")
+    try:
+        yield "/mnt/lab"
+    finally:
+        run(lab, "node1", "umount /mnt/lab")
+
+
+def figures(lab: Lab, mib: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """MiB/s of each round, by way and direction."""
+    text = nfs_plan.conf_text(nfs_plan.default_threads(1), 15)
+    node.exec(lab.node("head"), ["sh", "-c", SERVER, "server", text, lab.node("node1").address])
+    (directory,) = storage_layout.read([{"path": "/mnt/lab"}], ["head"])
+    ours = nfs_client_plan.mount_options(directory, nconnect=4)
+    # the word is for systemd alone
+    ways = {"ours": "-o " + shlex.quote(",".join(set(ours) - {"nofail"})), "distribution's": ""}
+    found: dict[str, dict[str, list[float]]] = {way: {"write": [], "read": []} for way in ("local", *ways)}
+    for _ in range(rounds):
+        seen = {"local": measure(lab, "head", "/srv/lab", mib)}
+        for way, options in ways.items():
+            with mounted(lab, options) as folder:
+                seen[way] = measure(lab, "node1", folder, mib)
+        for way, speeds in seen.items():
+            for direction, value in speeds.items():
+                found[way][direction].append(round(value, 1))
+    return found
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        result["machine"],
+        "",
+        "| | write, MiB/s | of local | read, MiB/s | of local |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    local = {way: statistics.median(values) for way, values in result["speeds"]["local"].items()}
+    for way, speeds in result["speeds"].items():
+        cells = []
+        for direction in ("write", "read"):
+            value = statistics.median(speeds[direction])
+            cells += [f"{value:.1f}", f"{value / local[direction]:.2f}"]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=96, help="how big the file is")
+    parser.add_argument("--rounds", type=int, default=3, help="how many")
+    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/storage.json")
+    arguments = parser.parse_args()
+    state = ROOT / ".cache/labs" / LAB
+    vm.down(LAB, state, print)
+    lab = vm.up(LabSpec(LAB, (NodeSpec("head", disks=(2,)), NodeSpec("node1"))), state, print)
+    try:
+        speeds = figures(lab, arguments.mib, arguments.rounds)
+    finally:
+        vm.down(LAB, state, print)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {arguments.mib} MiB, {arguments.rounds} rounds, medians"
+    result = {"machine": machine, "speeds": speeds}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()
