@@ -101,7 +101,11 @@ def apply(state: Observed, changes: Iterable[Change]) -> Observed:
                 assert values["What"] in folders
                 filesystems[where] = replace(DISK, mount=where)
                 same.add(where)
+        elif verb == "stop":
+            services[rest[0]] = replace(UP, active=False)
         elif verb in ("restart", "enable"):
+            if verb == "restart" and not files.get(CONF):
+                assert not state.masked & {"rpcbind.socket"}, "NFSv3 would not start"
             services[rest[0]] = UP
             state = replace(state, versions=nfs_plan.SERVED, exported=exported(files))
         elif verb == "exportfs":
@@ -389,8 +393,9 @@ def test_what_is_no_size(wrong: str) -> None:
 # --- undo ---
 
 
-def test_undo_leaves_nothing_but_data() -> None:
-    state = made()
+@pytest.mark.parametrize("others", [(), ("/srv/others",)])
+def test_undo_leaves_nothing_but_data(others: tuple[str, ...]) -> None:
+    state = replace(made(), foreign_exports=others)
     gone = replace(LAB, present=False)
     assert {change.disruption for change in nfs_plan.plan(state, gone)} >= {"drain"}
     between = made(state, gone, "restart")
@@ -400,6 +405,7 @@ def test_undo_leaves_nothing_but_data() -> None:
         after = made(before, gone)
         assert {path for path, file in after.files.items() if file} == set()
         assert after.masked == frozenset() and set(after.filesystems) == {"/", "/srv/lab"}
+        assert after.services[SERVER].active == bool(others), "who else exports goes on"
         limits = after.filesystems["/srv/lab"].quotas.usage
         assert {usage.limit for kind in limits.values() for usage in kind.values()} == {Limit()}
         assert after.folders == state.folders

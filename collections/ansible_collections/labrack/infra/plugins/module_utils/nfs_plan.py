@@ -428,6 +428,8 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
     projects, numbers = _plan_projects(state, wanted, out)
     limits, remembered = _plan_limits(state, wanted, out, numbers)
     configuration, masks = _plan_configuration(state, wanted), _plan_masks(state, wanted)
+    unmasked = [change for change in masks if change.step[0] == "unmask"]
+    masked = [change for change in masks if change.step[0] == "mask"]
     exports = _plan_exports(state, wanted, out)
     final = wanted_record(state, wanted, out, remembered)
     # a mount that waits for consent to be taken away is still ours
@@ -444,12 +446,13 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
             *binds,
             *projects,
             *limits,
+            *unmasked,
             *configuration,
             *exports,
-            *masks,
+            *masked,
             *last,
         ]
-    return [*exports, *configuration, *masks, *binds, *limits, *record, *last]
+    return [*exports, *unmasked, *configuration, *binds, *limits, *record, *last]
 
 
 def _plan_record(before: FileState | None, record: Record, disruption: str) -> list[Change]:
@@ -711,8 +714,11 @@ def _plan_configuration(state: Observed, wanted: Wanted) -> list[Change]:
         and not text
         and state.services.get(SERVER, ServiceState()).active
     ):
-        words = "restarted: its configuration changed"
-        changes.append(Change(f"service {SERVER}", words, disruption, step=("restart", SERVER)))
+        # by its defaults it would serve NFSv3 too, for which it needs the rpcbind that is unmasked before
+        verb, words = (
+            ("restart", "restarted: its configuration changed") if state.foreign_exports else ("stop", "stopped")
+        )
+        changes.append(Change(f"service {SERVER}", words, disruption, step=(verb, SERVER)))
     return changes
 
 
