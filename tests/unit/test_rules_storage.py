@@ -227,20 +227,10 @@ def test_right_facts_have_no_finding() -> None:
     assert with_facts("head") == with_facts("worker1") == []
 
 
-def test_a_disk_that_is_not_mounted_is_named_once_for_each_directory() -> None:
-    unmounted = [Edit("disks/1", None), Edit("fstab/1/mounted", False)]
-    found = with_facts("head", *unmounted)
-    assert len(found) == 3
-    assert all("/srv/lab (UUID=2) is not mounted on head" in one and "run `mount /srv/lab`" in one for one in found)
-    # the disk is the server's
-    assert with_facts("worker1", *unmounted) == []
-
-
-def test_a_disk_that_fstab_does_not_know_counts_where_it_is_named() -> None:
-    (line,) = with_facts(
-        "head", Edit("disks/1", None), Edit("fstab/1", None), Edit("disks/0/quotas", ["user", "project"])
-    )
-    assert line.startswith("lab_directories[0].path = /home: /srv/lab is not mounted on head")
+@pytest.mark.parametrize("fstab", [Edit("fstab/1/mounted", False), Edit("fstab/1", None)])
+def test_a_disk_that_is_not_mounted_is_left_to_the_role(fstab: Edit) -> None:
+    """It has no quotas either, and what else there is to do is done."""
+    assert with_facts("head", Edit("disks/1", None), fstab, Edit("disks/0/quotas", [])) == []
 
 
 def test_a_filesystem_without_quotas_is_named_with_the_mend() -> None:
