@@ -161,7 +161,7 @@ def test_exports_of_a_lab() -> None:
 
 def test_configuration_serves_one_version_alone() -> None:
     lines = text(made(), CONF).splitlines()
-    assert {"vers3=n", "vers4.0=n", "vers4.1=n", "vers4.2=y", "lease-time=60", "grace-time=60"} <= set(lines)
+    assert {"vers2=n", "vers3=n", "vers4.0=n", "vers4.1=n", "vers4.2=y", "lease-time=60", "grace-time=60"} <= set(lines)
     assert [nfs_plan.default_threads(cores) for cores in (1, 4, 64)] == [8, 16, 64]
 
 

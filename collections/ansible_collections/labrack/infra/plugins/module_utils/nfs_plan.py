@@ -229,7 +229,7 @@ def unit_text(directory: Directory, guard: str) -> str:
 def conf_text(threads: int, grace: int) -> str:
     """Return the NFS server's configuration (nfs.conf(5)): version 4.2 alone, groups looked up here."""
     return (
-        f"{HEADER}[nfsd]\nthreads={threads}\nvers3=n\nvers4=y\nvers4.0=n\nvers4.1=n\nvers4.2=y\n"
+        f"{HEADER}[nfsd]\nthreads={threads}\nvers2=n\nvers3=n\nvers4=y\nvers4.0=n\nvers4.1=n\nvers4.2=y\n"
         f"lease-time={grace}\ngrace-time={grace}\n\n[mountd]\nmanage-gids=y\n"
     )
 
