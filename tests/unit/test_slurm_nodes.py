@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import Done
 from ansible_collections.labrack.infra.plugins.module_utils.slurm_nodes import (
     SlurmNode,
     parse_nodes,
     plan_drain,
     plan_resume,
 )
+from ansible_collections.labrack.infra.plugins.modules import slurm_drain
 
 LINE = (
     "NodeName={name} Arch=x86_64 CoresPerSocket=8 CPUAlloc={held} CPUEfctv=16 CPUTot=16 CPULoad=0.31 "
@@ -99,3 +104,51 @@ def test_drain_and_resume_give_the_node_back() -> None:
     assert plan_drain(drained, ["free"], "maintenance") == []
     assert len(plan_resume(drained, ["free"])) == 1
     assert plan_resume({"free": NODES["free"]}, ["free"]) == []
+
+
+# --- a node that has not registered yet ---
+
+OURS = line("node1", "IDLE+DRAIN+INVALID_REG", tail=f"Reason=labrack: configuration change {STAMP}")
+
+
+def resume(monkeypatch: pytest.MonkeyPatch, refusals: int, becomes: str = "") -> tuple[dict[str, Any], int]:
+    """Resume node1, which slurmctld refuses so often, and which may become free in another way; and how often asked."""
+    asked = 0
+    result: dict[str, Any] = {}
+
+    def run(argv: list[str]) -> Done:
+        nonlocal asked
+        if argv[1] == "--oneliner":
+            resumed = asked > refusals
+            return Done(0, line("node1") if resumed or (asked and becomes == "free") else OURS, "")
+        asked += 1
+        return Done(1, "", "slurm_update error: Invalid node state specified\n") if asked <= refusals else Done(0, "", "")
+
+    def finish(_module: Any, **found: Any) -> None:
+        result.update(found)
+        raise SystemExit
+
+    monkeypatch.setattr(slurm_drain, "run", run)
+    monkeypatch.setattr(slurm_drain.time, "monotonic", lambda: float(asked))
+    monkeypatch.setattr(slurm_drain.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(slurm_drain.AnsibleModule, "exit_json", finish)
+    monkeypatch.setattr(slurm_drain.AnsibleModule, "fail_json", lambda it, msg, **more: finish(it, failed=msg, **more))
+    with patch_module_args({"nodes": ["node1"], "state": "resumed"}), pytest.raises(SystemExit):
+        slurm_drain.main()
+    return result, asked
+
+
+def test_a_node_is_resumed_once_it_has_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, asked = resume(monkeypatch, refusals=3)
+    assert result["changed"] and "failed" not in result and asked == 4
+
+
+def test_a_node_that_somebody_else_resumed_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, asked = resume(monkeypatch, refusals=3, becomes="free")
+    assert "failed" not in result and asked == 1
+
+
+def test_a_node_that_never_registers_is_an_error_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, asked = resume(monkeypatch, refusals=10**6)
+    assert "Invalid node state" in result["failed"] and "journalctl -u slurmd" in result["failed"]
+    assert asked > slurm_drain.REGISTRATION_S

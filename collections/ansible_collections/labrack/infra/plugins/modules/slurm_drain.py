@@ -72,6 +72,9 @@ from ansible_collections.labrack.infra.plugins.module_utils.slurm_nodes import (
     plan_resume,
 )
 
+#: How long a node that was just reconfigured may take to register; slurmd does it within a second or two.
+REGISTRATION_S = 60
+
 
 def main() -> None:
     """Run the module."""
@@ -98,10 +101,21 @@ def main() -> None:
         return plan_drain(nodes, wanted, module.params["reason"]) if draining else plan_resume(nodes, wanted)
 
     def apply(changes: list[Change]) -> None:
+        deadline = time.monotonic() + REGISTRATION_S
         for change in changes:
-            done = run(["scontrol", *change.step])
-            if done.rc:
-                module.fail_json(msg=f"{change.subject}: {done.err.strip() or done.out.strip()}")
+            while (done := run(["scontrol", *change.step])).rc:
+                words = done.err.strip() or done.out.strip()
+                if "Invalid node state" not in words:
+                    module.fail_json(msg=f"{change.subject}: {words}")
+                # a node is not taken back before it has registered with the configuration that it now has
+                if time.monotonic() > deadline:
+                    module.fail_json(
+                        msg=f"{change.subject}: {words}; it has not registered with its new configuration within "
+                        f"{REGISTRATION_S} s. See journalctl -u slurmd on it, then run this again"
+                    )
+                time.sleep(1)
+                if change not in plan(observe()):
+                    break
 
     def extra(nodes: dict[str, SlurmNode]) -> dict[str, object]:
         if draining and not module.check_mode:
