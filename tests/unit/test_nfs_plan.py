@@ -102,11 +102,15 @@ def apply(state: Observed, changes: Iterable[Change]) -> Observed:
                 filesystems[where] = replace(DISK, mount=where)
                 same.add(where)
         elif verb == "stop":
-            services[rest[0]] = replace(UP, active=False)
+            services[rest[0]] = replace(services[rest[0]], active=False)
+        elif verb == "disable":
+            services[rest[0]] = replace(services[rest[0]], enabled=False)
         elif verb in ("restart", "enable"):
             if verb == "restart" and not files.get(CONF):
                 assert not state.masked & {"rpcbind.socket"}, "NFSv3 would not start"
-            services[rest[0]] = UP
+            before = services.get(rest[0], ServiceState())
+            # a package enables its service when it is installed
+            services[rest[0]] = replace(UP, enabled=verb == "enable" or before.enabled or not before.installed)
             state = replace(state, versions=nfs_plan.SERVED, exported=exported(files))
         elif verb == "exportfs":
             state = replace(state, exported=exported(files))
@@ -409,6 +413,19 @@ def test_undo_leaves_nothing_but_data(others: tuple[str, ...]) -> None:
         limits = after.filesystems["/srv/lab"].quotas.usage
         assert {usage.limit for kind in limits.values() for usage in kind.values()} == {Limit()}
         assert after.folders == state.folders
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_undo_gives_the_service_back_as_it_was(enabled: bool) -> None:
+    found = ServiceState(installed=True, active=False, enabled=enabled)
+    state = made(replace(BARE, services={SERVER: found}))
+    assert state.services[SERVER] == UP
+    gone = replace(LAB, present=False)
+    between = made(state, gone, "restart")
+    assert between.services[SERVER] == UP and (SERVER in Record.read(text(between, RECORD)).enabled) != enabled
+    for before in (state, between):
+        after = made(before, gone)
+        assert after.services[SERVER] == found and not text(after, RECORD)
 
 
 def test_packages_go_only_if_they_were_ours_and_nothing_waits() -> None:

@@ -87,7 +87,7 @@ class UserQuotas:
 
 @dataclass(frozen=True)
 class Record:
-    """What the role made on this host: units by their mount point, masked units, packages, limits.
+    """What the role made on this host: units by their mount point, masked and enabled units, packages, limits.
 
     ``limits``: file system → kind → numbers.
     """
@@ -96,6 +96,7 @@ class Record:
     masked: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     limits: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    enabled: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, text: str | None) -> Record:
@@ -105,8 +106,9 @@ class Record:
             mount: {kind: tuple(numbers) for kind, numbers in kinds.items()}
             for mount, kinds in found.get("limits", {}).items()
         }
-        mounts, masked, packages = (tuple(found.get(key, ())) for key in ("mounts", "masked", "packages"))
-        return cls(mounts, masked, packages, limits)
+        keys = ("mounts", "masked", "packages", "enabled")
+        mounts, masked, packages, enabled = (tuple(found.get(key, ())) for key in keys)
+        return cls(mounts, masked, packages, limits, enabled)
 
     def file(self) -> FileState | None:
         """Return the file that holds the record, or None when there is nothing to remember."""
@@ -120,6 +122,7 @@ class Record:
             "masked": sorted(self.masked),
             "packages": sorted(self.packages),
             "limits": limits,
+            "enabled": sorted(self.enabled),
         }
         return FileState(json.dumps(content, indent=2, sort_keys=True) + "\n") if any(content.values()) else None
 
@@ -431,10 +434,12 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
     unmasked = [change for change in masks if change.step[0] == "unmask"]
     masked = [change for change in masks if change.step[0] == "mask"]
     exports = _plan_exports(state, wanted, out)
+    disabled = _plan_disabled(state, wanted)
     final = wanted_record(state, wanted, out, remembered)
     # a mount that waits for consent to be taken away is still ours
     waiting = {path for path in state.record.mounts if path in state.filesystems}
-    first = replace(final, mounts=tuple(sorted({*final.mounts, *waiting})))
+    kept = {*final.enabled, *(state.record.enabled if any(one.disruption == "drain" for one in disabled) else ())}
+    first = replace(final, mounts=tuple(sorted({*final.mounts, *waiting})), enabled=tuple(sorted(kept)))
     record = _plan_record(state.files.get(RECORD), first, "none")
     last = _plan_record(first.file(), final, "drain")
     if wanted.present:
@@ -448,11 +453,12 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
             *limits,
             *unmasked,
             *configuration,
+            *disabled,
             *exports,
             *masked,
             *last,
         ]
-    return [*exports, *unmasked, *configuration, *binds, *limits, *record, *last]
+    return [*exports, *unmasked, *configuration, *disabled, *binds, *limits, *record, *last]
 
 
 def _plan_record(before: FileState | None, record: Record, disruption: str) -> list[Change]:
@@ -470,11 +476,14 @@ def wanted_record(
         return Record(limits=limits)
     mounts = {one.path for one in wanted.own if _bound(one, state)} | ({*before.mounts} & set(out))
     masked = {*before.masked, *(unit for unit in _unwelcome(state, wanted) if unit not in state.masked)}
+    service = state.services.get(SERVER, ServiceState())
+    enabled = {*before.enabled, *((SERVER,) if service.installed and not service.enabled else ())}
     return Record(
         tuple(sorted(mounts)),
         tuple(sorted(masked if wanted.serving else ())),
         tuple(sorted({*before.packages, *wanted.installed})),
         limits,
+        tuple(sorted(enabled if wanted.serving else ())),
     )
 
 
@@ -720,6 +729,16 @@ def _plan_configuration(state: Observed, wanted: Wanted) -> list[Change]:
         )
         changes.append(Change(f"service {SERVER}", words, disruption, step=(verb, SERVER)))
     return changes
+
+
+def _plan_disabled(state: Observed, wanted: Wanted) -> list[Change]:
+    """Plan that a server which the role enabled, and which serves nothing any more, does not start at boot."""
+    enabled = state.services.get(SERVER, ServiceState()).enabled and SERVER in state.record.enabled
+    if wanted.serving or not enabled or state.foreign_exports:
+        return []
+    # it goes with what it serves
+    disruption = "drain" if _exports_file(state) else "none"
+    return [Change(f"service {SERVER}", "not started at boot any more", disruption, step=("disable", SERVER))]
 
 
 def _plan_server(state: Observed, wanted: Wanted) -> list[Change]:

@@ -568,14 +568,14 @@ def apply(changes: list[Change], state: Observed, wanted: Wanted) -> None:
         elif verb == "mask":
             expect(["systemctl", "stop", rest[0]])
             expect(["systemctl", "--no-reload", "mask", rest[0]])
-        elif verb in ("enable", "unmask"):
+        elif verb in ("enable", "disable", "unmask"):
             expect(["systemctl", "--no-reload", verb, rest[0]])
         elif verb == "exportfs":
             export(rest)
         else:
             act(verb, rest[0])
         touched = verb in ("write", "remove") and rest[0].startswith(nfs_plan.UNITS)
-        unread = unread or touched or verb in ("mask", "enable", "unmask")
+        unread = unread or touched or verb in ("mask", "enable", "disable", "unmask")
     if unread:
         daemon_reload()
 
