@@ -11,7 +11,7 @@ from rich.text import Text
 
 from labrack import demo
 from labrack.progress import Progress
-from labrack.run import home
+from labrack.shell import home
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from . import demo_tailnet, ssh, status
 from .progress import Progress
-from .run import Outcome, home, run_playbook
+from .run import Outcome, run_playbook
+from .shell import home
 from .ssh import Ssh
 from .story import HEAD, Story
 from .testnode import engine, node

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .run import home
+from .shell import home
 from .story import HEAD
 from .testnode import tailnet
 from .testnode.docker import LabError, Say, docker

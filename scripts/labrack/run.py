@@ -24,6 +24,7 @@ from typing import Any, TextIO
 import ansible_runner
 
 from .progress import Step
+from .shell import home
 
 #: Events that end a task on a host, with the word for how it ended.
 _ENDINGS = {
@@ -62,12 +63,6 @@ class Outcome:
     changed: Mapping[str, int]
     #: Tasks that ran on each host.
     ran: Mapping[str, int]
-
-
-def home() -> Path:
-    """The directory of ansible.cfg and inventories/: the checkout, or the installed package."""
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "ansible.cfg").is_file() else Path(__file__).resolve().parent
 
 
 def run_playbook(

@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import labrack
-from labrack import cli, demo, demo_tailnet, run, ssh, status, story
+from labrack import cli, demo, demo_tailnet, shell, ssh, status, story
 from labrack.progress import Progress
 from labrack.run import Failure, RunError
 from labrack.testnode import engine, node
@@ -64,7 +64,7 @@ def test_help(command: list[str]) -> None:
     "arguments", [["demo", "up", "--system", "plan9"], ["demo", "up", "--no-such-option"], ["no-such-command"]]
 )
 def test_wrong_usage(arguments: list[str]) -> None:
-    assert labrack_command(*arguments).exit_code == 2
+    assert labrack_command(*arguments).exit_code == 64
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, KeyboardInterrupt())
     done = labrack_command("demo", "up")
     assert done.exit_code == 130
-    assert done.stdout.startswith("Interrupted. ") and "labrack demo down" in done.stdout
+    assert done.stderr.startswith("Interrupted. ") and "labrack demo down" in done.stderr
 
 
 def test_status_without_a_demo() -> None:
@@ -190,7 +190,7 @@ def test_demo_that_is_there_keeps_its_way_to_share(state: Path) -> None:
 def test_installed_package_carries_what_the_demo_reads() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     for path in ("ansible.cfg", "inventories/demo"):
-        assert (run.home() / path).exists()
+        assert (shell.home() / path).exists()
         assert wheel["force-include"][path] == f"labrack/{path}"
 
 

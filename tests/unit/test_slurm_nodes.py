@@ -122,7 +122,9 @@ def resume(monkeypatch: pytest.MonkeyPatch, refusals: int, becomes: str = "") ->
             resumed = asked > refusals
             return Done(0, line("node1") if resumed or (asked and becomes == "free") else OURS, "")
         asked += 1
-        return Done(1, "", "slurm_update error: Invalid node state specified\n") if asked <= refusals else Done(0, "", "")
+        return (
+            Done(1, "", "slurm_update error: Invalid node state specified\n") if asked <= refusals else Done(0, "", "")
+        )
 
     def finish(_module: Any, **found: Any) -> None:
         result.update(found)

@@ -162,9 +162,11 @@ def test_a_lab_that_can_not_be_asked_is_one_block(monkeypatch: pytest.MonkeyPatc
     assert "head: Read directories and quotas\n  no route to host\n" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_wrong_usage(tmp_path: Path) -> None:
-    assert labrack_storage().exit_code == 2
-    assert labrack_storage("-i", str(tmp_path / "nowhere")).exit_code == 2
+def test_no_inventory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = labrack_storage()
+    assert done.exit_code == 1 and "make one with `labrack init`" in done.stderr
+    assert "nowhere is not there" in labrack_storage("-i", str(tmp_path / "nowhere")).stderr
 
 
 # --- the kernel's interface ---

@@ -283,7 +283,8 @@ def test_server_at_another_address_is_found_in_one_run(closet: Closet) -> None:
     for host in CLIENTS:
         assert run.task(host, CLIENT).subjects == [f"mount {path}" for path in PATHS], run.task(host, CLIENT).result
         assert all(f"addr={new}" in options for options in mounted(closet, host).values())
-        assert user(closet, f"ada@{host}", "cat answer").stdout == "19\n"
+        done = user(closet, f"ada@{host}", "cat answer")
+        assert done.stdout == "19\n", done.stderr
     assert set(closet.play("labrack.infra.closet", "--tags", f"baseline,{TAGS[1]}").changed.values()) == {0}
 
 

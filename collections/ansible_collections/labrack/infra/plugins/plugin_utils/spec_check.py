@@ -47,8 +47,8 @@ def _check(path: Path, option: Mapping[str, Any], value: Any) -> tuple[Any, list
         problem = f"YAML reads this as {_kind_of(value)}, not as text"
         return None, [_finding(path, option, value, problem, "put it in quotes, as it should be read")]
     shallow = {key: option[key] for key in ("type", "choices") if key in option}
-    validator = ArgumentSpecValidator({"value": shallow})  # type: ignore[no-untyped-call]
-    result = validator.validate({"value": value})  # type: ignore[no-untyped-call]
+    validator = ArgumentSpecValidator({"value": shallow})
+    result = validator.validate({"value": value})
     if result.errors.errors:
         return None, [_finding(path, option, value, *_said(option, kind))]
     value = result.validated_parameters["value"]
