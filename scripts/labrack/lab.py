@@ -113,7 +113,7 @@ def load(inventory: Sequence[Path]) -> Lab:
             file = config.get_config_value("DEFAULT_VAULT_PASSWORD_FILE")
             identities = config.get_config_value("DEFAULT_VAULT_IDENTITY_LIST")
             CLI.setup_vault_secrets(loader, identities, [file] if file else [], auto_prompt=False)
-        loader.set_vault_secrets(VaultSecretsContext.current().secrets)
+        loader.set_vault_secrets(VaultSecretsContext.current().secrets)  # type: ignore[arg-type]
         manager: Any = InventoryManager(loader, [str(path) for path in inventory])
         variables = VariableManager(loader=loader, inventory=manager)
         groups = {name: tuple(host.name for host in group.get_hosts()) for name, group in manager.groups.items()}
