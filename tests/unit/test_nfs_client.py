@@ -113,6 +113,9 @@ def apply(node: Observed, wish: Wanted, changes: list[Change]) -> Observed:
             del mounts[target]
             busy.discard(target)
             places[target] = place()
+        elif verb == "redirect":
+            assert node.answers[target] == SILENT and node.transports
+            node = replace(node, answers={**node.answers, target: ""})
         elif verb == "start":
             path = of_unit[target]
             assert path not in mounts, "systemd refuses an automount unit over a mount point"
@@ -391,6 +394,32 @@ def test_a_server_that_moved_is_followed_once_the_old_one_is_silent() -> None:
     other = wanted({**HOME, "server": "node2"})
     assert {change.disruption for change in nfs_client_plan.plan(node, other)} == {"restart"}
     assert {change.disruption for change in nfs_client_plan.plan(replace(node, answers={}), other)} == {"drain"}
+
+
+def test_the_kernels_connections_are_led_to_a_server_that_moved() -> None:
+    node = mounted(wanted(HOME), busy=frozenset({"/home"}), answers={"/home": SILENT})
+    node = replace(node, transports=frozenset({"10.0.0.1", "10.0.0.5"}))
+    moved = wanted(HOME, nodes=[{"name": "head", "address": "10.0.0.99", "link_mbit": None}])
+    (change,) = nfs_client_plan.plan(node, moved)
+    assert (change.step, change.disruption) == (("redirect", "/home"), "restart")
+    assert "10.0.0.1" in change.summary and "10.0.0.99" in change.summary
+    assert nfs_client_plan.plan(converged(moved, node), moved) == []
+    # other options need a mount anew, which would hang while somebody waits for the old address
+    other = replace(moved, shares={"/home": replace(moved.shares["/home"], options=("soft",))})
+    steps = [change.step for change in nfs_client_plan.plan(node, other) if change.step[1] == "/home"]
+    assert steps == [("redirect", "/home"), ("detach", "/home")]
+    # nothing of ours leads to where the server was
+    elsewhere = replace(node, transports=frozenset({"10.0.0.5"}))
+    assert nfs_client_plan.plan(elsewhere, moved)[0].step == ("detach", "/home")
+
+
+def test_transports_are_read_from_the_kernels_files(tmp_path: Path) -> None:
+    assert mount_observe.transports(tmp_path) == {}
+    for name, address in (("xprt-0-tcp", "10.0.0.1"), ("xprt-1-local", "/run/rpcbind.sock")):
+        folder = tmp_path / "sys/kernel/sunrpc/xprt-switches/switch-0" / name
+        folder.mkdir(parents=True)
+        (folder / "dstaddr").write_text(f"{address}\n")
+    assert list(mount_observe.transports(tmp_path).values()) == ["10.0.0.1"]
 
 
 def test_a_server_that_is_away_is_waited_for() -> None:

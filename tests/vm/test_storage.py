@@ -277,14 +277,24 @@ def test_server_at_another_address_is_found_in_one_run(closet: Closet) -> None:
         f"{way}; ip address del {old}/24 dev eth1; ip address add {new}/24 dev eth1; "
         "ip route replace default via $gateway dev eth1",
     )
-    # one who was at work there waits for a server that is gone
-    closet.root("node1", "systemd-run --quiet --uid=ada --working-directory=/home/ada sleep 9999; ip neigh flush all")
+    # one who is at work there waits for a server that is gone, and goes on
+    work = "for n in $(seq 300); do date >>work || exit; sleep 1; done"
+    closet.root(
+        "node1", f"systemd-run --quiet --uid=ada --working-directory=/home/ada --unit=work bash -c {shlex.quote(work)}"
+    )
+    closet.root("node1", "ip neigh flush all")
     run = closet.play("labrack.infra.closet", "--tags", f"baseline,{TAGS[1]}")
     for host in CLIENTS:
         assert run.task(host, CLIENT).subjects == [f"mount {path}" for path in PATHS], run.task(host, CLIENT).result
-        assert all(f"addr={new}" in options for options in mounted(closet, host).values())
+        assert run.task(host, CLIENT).result["directories"] == dict.fromkeys(PATHS, "mounted")
+        transports = closet.root(host, "cat /sys/kernel/sunrpc/xprt-switches/*/*/dstaddr")
+        assert set(transports.split()) == {new}
         done = user(closet, f"ada@{host}", "cat answer")
         assert done.stdout == "19\n", done.stderr
+    lines = "wc -l </home/ada/work"
+    before = int(closet.root("head", lines))
+    until("who was at work goes on", lambda: int(closet.root("head", lines)), lambda now: now > before, PATIENCE)
+    assert closet.root("node1", "systemctl is-active work") == "active\n"
     assert set(closet.play("labrack.infra.closet", "--tags", f"baseline,{TAGS[1]}").changed.values()) == {0}
 
 
@@ -313,7 +323,9 @@ def test_undo_leaves_the_nodes_clean_and_the_files_where_they_are(story: Story, 
     for member in closet.lab.nodes:
         lines = closet.root(member.name, FILES).splitlines()
         # what the other roles keep there
-        after = [line for line in lines if not re.search(r"labrack/(baseline|users)\.json|chrony", line)]
+        after = [
+            line for line in lines if not re.search(r"/var/lib/labrack( d|/baseline\.json|/users\.json)|chrony", line)
+        ]
         assert after == story.files[member.name].splitlines()
         assert closet.root(member.name, "grep -E ' (nfs4|autofs) |/srv/.* /(home|archive) ' /proc/mounts", False) == ""
     assert closet.root("head", "systemctl is-active nfs-server", check=False) == "inactive\n"

@@ -123,6 +123,15 @@ def answers(paths: Sequence[str], seconds: float = 5.0, probe: Sequence[str] = P
     return found
 
 
+def transports(root: Path = ROOT) -> dict[str, str]:
+    """Return the server's address of each of the kernel's NFS connections, by the file in which it can be changed.
+
+    An older kernel has no such files (net/sunrpc/sysfs.c, rpc_sysfs_xprt_dstaddr_store).
+    """
+    files = (root / "sys/kernel/sunrpc/xprt-switches").glob("*/xprt-*-tcp/dstaddr")
+    return {str(file): (read_text(file) or "").strip() for file in sorted(files)}
+
+
 def _ask(argv: Sequence[str]) -> subprocess.Popen[str]:
     environment = dict(os.environ, LC_ALL="C")
     return subprocess.Popen(

@@ -98,7 +98,8 @@ class Observed:
     ``units`` are the unit files of the wanted directories and all of ours, by path; ``services`` the automount units
     and :data:`PORTMAPPER`; ``mounts`` the topmost mount of each mount point; ``answers`` what the mounted directories'
     servers say (``mount_observe.answers``); ``busy`` the mounted directories that somebody uses; ``places`` what is
-    where directories and scratch belong; ``scratch_mode`` the mode and owner of scratch, like :data:`SCRATCH_MODE`.
+    where directories and scratch belong; ``scratch_mode`` the mode and owner of scratch, like :data:`SCRATCH_MODE`;
+    ``transports`` the addresses of the kernel's connections to servers, as far as they can be changed.
     """
 
     nfs: bool = True
@@ -112,6 +113,7 @@ class Observed:
     scratch_mode: str = ""
     tmpfiles: FileState | None = None
     record: FileState | None = None
+    transports: frozenset[str] = frozenset()
 
 
 # --- what is wanted ---
@@ -318,17 +320,31 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
 
 
 def off(observed: Observed, share: Share) -> str:
-    """Return why a mounted directory has to be mounted anew, empty for no reason."""
+    """Return why a mounted directory has to be mounted anew, or its server asked elsewhere; empty for no reason."""
+    reason = _unlike(observed, share)
+    address = moved(observed, share)
+    if not reason and address:
+        return f"{share.server.name} was {address}, which does not answer, and is {share.server.address}"
+    return reason
+
+
+def moved(observed: Observed, share: Share) -> str:
+    """Return the address that the server of a mounted directory had, if it no longer answers there, else ""."""
+    mount = observed.mounts[share.directory.path]
+    addresses = [option[len("addr=") :] for option in mount["options"] if option.startswith("addr=")]
+    silent = observed.answers.get(share.directory.path, "") == SILENT
+    there = share.server.address
+    return addresses[0] if silent and addresses and there and there not in addresses else ""
+
+
+def _unlike(observed: Observed, share: Share) -> str:
+    """Return in what a mount is not as it should be, its server's address left out."""
     path = share.directory.path
     mount = observed.mounts[path]
-    answer = observed.answers.get(path, "")
-    if answer == STALE:
+    if observed.answers.get(path, "") == STALE:
         return "its handle is stale"
     if mount["device"] != share.what:
         return f"{mount['device']} is mounted"
-    addresses = [option[len("addr=") :] for option in mount["options"] if option.startswith("addr=")]
-    if answer == SILENT and addresses and share.server.address and share.server.address not in addresses:
-        return f"{share.server.name} was {addresses[0]}, which does not answer, and is {share.server.address}"
     if ("ro" in mount["options"]) != share.directory.read_only:
         return "it is to be read-only" if share.directory.read_only else "it is read-only"
     there = observed.units.get(mount_file(path))
@@ -358,6 +374,11 @@ def _share(observed: Observed, share: Share) -> tuple[list[Change], list[Change]
     state = observed.services.get(unit, ServiceState())
     reason = off(observed, share) if _is_mounted(observed, path) else ""
     broken = _broken(observed, path, reason)
+    address = moved(observed, share) if reason else ""
+    led = address in observed.transports
+    if led:
+        # who works there goes on; mounted anew beside them it would hang, as the kernel finds that it is one server
+        reason = _unlike(observed, share)
     disruption = "none" if not reason else "drain" if path in observed.busy and not broken else "restart"
     files = []
     if observed.places[path]["kind"] == "missing":
@@ -365,6 +386,9 @@ def _share(observed: Observed, share: Share) -> tuple[list[Change], list[Change]
     for file, text in wanted_units(observed, share).items():
         files += plan_file(file, observed.units.get(file), text, disruption)
     changes = []
+    if led:
+        words = f"asks {share.server.name} at {share.server.address}, as it does not answer at {address}"
+        changes.append(Change(f"mount {path}", words, "restart", address, share.server.address, ("redirect", path)))
     if reason:
         users = ", by whom it is used" if path in observed.busy else ""
         verb = "detach" if broken or path in observed.busy else "unmount"

@@ -185,6 +185,8 @@ SCRATCH_MODE = 0o1777
 SETTLE = 5.0
 #: Seconds for a directory to be mounted.
 MOUNTING = 10.0
+#: Seconds for a server to answer at its new address.
+REDIRECTED = 30.0
 
 
 def observe(wanted: Wanted) -> Observed:
@@ -213,6 +215,8 @@ def observe(wanted: Wanted) -> Observed:
     doubtful = [path for path in remote if path not in wanted.shares or nfs_client_plan.off(seen, wanted.shares[path])]
     if not doubtful:
         return seen
+    if any(path in wanted.shares and nfs_client_plan.moved(seen, wanted.shares[path]) for path in doubtful):
+        seen = replace(seen, transports=frozenset(mount_observe.transports(ROOT).values()))
     used = mount_observe.in_use({path: mounts[path]["number"] for path in doubtful}, ROOT)
     return replace(seen, busy=frozenset(used))
 
@@ -291,6 +295,8 @@ class Host:
         elif verb in ("unmount", "detach"):
             self._reload()
             self._unmount(target, lazily=verb == "detach")
+        elif verb == "redirect":
+            self._redirect(target)
         elif verb == "disable":
             run_systemctl("disable", "--now", target)
         elif verb == "enable":
@@ -307,6 +313,19 @@ class Host:
         if self.reload:
             systemd.daemon_reload()
             self.reload = False
+
+    def _redirect(self, path: str) -> None:
+        """Lead the kernel's connections to a server's new address, for everybody who waits for the old one."""
+        share = self.wanted.shares[path]
+        before = nfs_client_plan.moved(self.seen, share)
+        for file, address in mount_observe.transports(ROOT).items():
+            if address == before:
+                # one that is just about to connect is waited for
+                node_io.run(["tee", file], stdin=share.server.address, timeout=REDIRECTED)
+        if mount_observe.answers([path], REDIRECTED)[path]:
+            # another machine has taken its place: its files are the same, and the kernel's handles are not
+            self._unmount(path, lazily=True)
+            systemd.act("restart", nfs_client_plan.automount_unit(path))
 
     def _unmount(self, path: str, lazily: bool) -> None:
         """Unmount a directory past systemd, which would wait for its server; its old units come back if that fails."""
