@@ -50,29 +50,34 @@ def test_who_leaves_gets_no_new_job_and_keeps_the_one_that_runs(closet: Closet) 
     assert closet.user("ben@head", "sbatch --output=/dev/null --wrap true").returncode == 0
 
 
+def everybody() -> list[dict[str, Any]]:
+    """The lab's people, as its inventory has them."""
+    lab: dict[str, Any] = yaml.safe_load((INVENTORIES / "closet/group_vars/all/lab.yml").read_text())
+    return list(lab["lab_users"])
+
+
 def test_jobs_of_who_left_are_waited_for_or_cancelled_as_the_lab_says(closet: Closet) -> None:
     running, waiting = closet.start("ben", "--nodelist=node1"), closet.submit("ben", "--begin=now+1hour", "true")
     other = closet.start("ada", "--nodelist=node1")
-    lab: dict[str, Any] = yaml.safe_load((INVENTORIES / "closet/group_vars/all/lab.yml").read_text())
-    people, tags = ("labrack.infra.closet", "--tags", "lab_users"), "Converge users, groups, keys and sudo"
+    people, task = ("labrack.infra.closet", "--tags", "lab_users"), "Converge users, groups, keys and sudo"
 
     def asked(state: str, **more: Any) -> dict[str, Any]:
         return {
-            "lab_users": [{**one, "state": state} if one["name"] == "ben" else one for one in lab["lab_users"]],
+            "lab_users": [{**one, "state": state} if one["name"] == "ben" else one for one in everybody()],
             **more,
         }
 
     try:
         held = closet.play(*people, **asked("absent", lab_users_archive="/srv/archive"))
         for host in ("head", "node1", "node2"):
-            (sentence,) = held.task(host, tags).result["waiting"]
+            (sentence,) = held.task(host, task).result["waiting"]
             assert "2 jobs in Slurm" in sentence and closet.root(host, "id -u ben") == "2002\n"
         assert closet.job(running)["JobState"] == "RUNNING"
         cancel = asked("locked", lab_users_locked_jobs="cancel")
         predicted = closet.play(*people, "--check", **cancel)
         assert closet.job(running)["JobState"] == "RUNNING"
         made = closet.play(*people, **cancel)
-        assert made.task("head", tags).subjects == predicted.task("head", tags).subjects == ["user ben"]
+        assert made.task("head", task).subjects == predicted.task("head", task).subjects == ["user ben"]
         for job in (running, waiting):
             # its epilog may still be at work
             closet.await_state(job, "CANCELLED")
@@ -86,10 +91,8 @@ def test_jobs_of_who_left_are_waited_for_or_cancelled_as_the_lab_says(closet: Cl
 @pytest.fixture(scope="module")
 def strict(converged: Closet) -> Iterator[Closet]:
     """The lab without ben, with one GPU for each user."""
-    lab: dict[str, Any] = yaml.safe_load((INVENTORIES / "closet/group_vars/all/lab.yml").read_text())
-    users = [user for user in lab["lab_users"] if user["name"] != "ben"]
     converged.play(
-        lab_users=users,
+        lab_users=[user for user in everybody() if user["name"] != "ben"],
         slurm_qos=[{"name": "normal", "flags": ["DenyOnLimit"], "max_gpus_per_user": 1}, {"name": "interactive"}],
     )
     yield converged
