@@ -315,6 +315,12 @@ def picks_database(lines: Iterable[bytes]) -> bool:
     return any(PICKS_DATABASE.match(line) for line in lines)
 
 
+def refusal(text: str) -> str:
+    """Return why MariaDB refused a statement, from its client's words; the statement before it has people's data."""
+    found = [line.strip() for line in text.splitlines() if re.match("ERROR |mariadb:|mysql:", line)]
+    return found[0] if found else "mariadb was ended"
+
+
 def swap_statements(tables: Iterable[str]) -> str:
     """Return the SQL that puts the draft's tables in place of the accounting; they are renamed, and not copied."""
     moves = ", ".join(f"{DRAFT}.`{table}` TO {DATABASE}.`{table}`" for table in tables)

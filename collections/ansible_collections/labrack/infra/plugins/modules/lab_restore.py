@@ -461,10 +461,11 @@ class Restore:
             raise
         swapped = run(MARIADB, stdin=restore_plan.swap_statements(tables), timeout=restic.PATIENCE)
         if swapped.rc:
+            why = restore_plan.refusal(swapped.err)
             raise BackupError(
-                f"slurm_database: MariaDB stopped half way, and Slurm is stopped: {swapped.err.strip()}. Mend: see "
-                "journalctl -u mariadb, then run closet.yml and this again; if the accounting here had jobs, a dump of "
-                "it is in /var/backups/labrack"
+                f"slurm_database: MariaDB stopped half way, and Slurm is stopped: {why}. Mend: see journalctl -u "
+                "mariadb, then run closet.yml and this again; if the accounting here had jobs, a dump of it is in "
+                "/var/backups/labrack"
             )
         if services["slurmdbd"].installed:
             act("start", "slurmdbd")
@@ -533,7 +534,7 @@ def load_dump(dump: str) -> list[str]:
         stream.seek(0)
         loaded = subprocess.run(["mariadb", draft], stdin=stream, capture_output=True, check=False)
     if loaded.returncode:
-        raise unloadable(loaded.stderr.decode(errors="replace").strip() or f"mariadb ended with {loaded.returncode}")
+        raise unloadable(restore_plan.refusal(loaded.stderr.decode(errors="replace")))
     tables = (sql(f"SHOW TABLES FROM {draft}") or "").split()
     if not tables:
         raise unloadable("it has no tables")
