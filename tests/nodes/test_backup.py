@@ -40,6 +40,11 @@ done
 echo best >/checkpoints/vision/run1/best.pt
 echo 'ada:a password of her own' | chpasswd
 """
+#: Stands before the real mariadb in the path, and spoils one statement in the midst of a dump.
+WRAPPER, SLURM = "/usr/local/sbin/mariadb", ("slurmctld", "slurmdbd")
+BREAKS = r"""#!/bin/sh
+sed 's/^INSERT INTO `closet_job_table`/INSERT INTO `no_such_table`/' | /usr/bin/mariadb "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,32 @@ def test_what_is_in_use_is_not_replaced(saved: Saved) -> None:
     assert apart.changed["head"] == 1
     assert saved.closet.root("head", "grep -rl closet_job_table /root/apart; stat -c %a /root/apart").endswith("700\n")
     saved.closet.root("head", "rm -r /root/apart")
+
+
+def test_dump_that_does_not_load_changes_nothing(saved: Saved) -> None:
+    """The real server refuses it half way; Slurm runs meanwhile, and nothing of the draft is left."""
+    closet = saved.closet
+    began = [closet.invocation("head", unit) for unit in SLURM]
+    closet.root("head", f"cat >{WRAPPER} <<'END'\n{BREAKS}END\nchmod 755 {WRAPPER}")
+    try:
+        run = closet.play("labrack.infra.restore", "-e", "what=slurm_database", "-e", "overwrite=true", ok=False)
+    finally:
+        closet.root("head", f"rm {WRAPPER}")
+    assert run.rc != 0
+    assert "the dump can't be loaded, so the accounting stays as it is: ERROR 1100 (HY000) at line " in run.messages
+    assert "Table 'no_such_table' was not locked with LOCK TABLES. Mend: " in run.messages
+    # mariadb shows the statement before that, with a job in it
+    assert "sbatch" not in run.output
+    assert [closet.invocation("head", unit) for unit in SLURM] == began
+    assert closet.root("head", "systemctl is-active slurmctld slurmdbd") == "active\nactive\n"
+    assert sacct(closet, saved.job) == "ada|COMPLETED"
+    assert "restored" not in closet.root("head", "mariadb --batch --execute='SHOW DATABASES'")
+    # the same dump, when nothing is in its way
+    made = closet.play("labrack.infra.restore", "-e", "what=slurm_database", "-e", "overwrite=true")
+    assert made.task("head", "Restore what is asked for").subjects == ["slurm_database"]
+    assert sacct(closet, saved.job) == "ada|COMPLETED"
+    assert "restored" not in closet.root("head", "mariadb --batch --execute='SHOW DATABASES'")
+    closet.settle()
 
 
 # --- the head has burnt down -----------------------------------------------------------------------------------------

@@ -12,13 +12,17 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from labrack.testnode import node
+from labrack.testnode.docker import docker
+from labrack.testnode.image import ensure_image
 from labrack.testnode.tailnet import CERTIFICATES
 from tests.mirror import tailnet
+from tests.nodes.conftest import SYSTEM
 from tests.nodes.harness import Run, until
 from tests.nodes.tailnet_lab import DOMAIN, LAPTOPS, MACHINES, TailnetLab, tailnet_lab
 from tests.tailnet import api
@@ -286,6 +290,68 @@ def test_wrong_policy_and_settings_are_refused_before_they_are_in_place(joined: 
         assert run.rc != 0
         assert said in run.messages
         assert joined.closet.root("head", files) == before
+
+
+def _give_restic(lab: TailnetLab, folder: Path) -> None:
+    """Install restic on the head, which has no way out: a container of the same image gets the package."""
+    name, there = f"{lab.closet.lab.name}-restic", lab.closet.lab.node("head").container
+    fetch = "cd /tmp && apt-get update && apt-get download restic && mv restic_*.deb /restic.deb"
+    docker("rm", "--force", name, check=False)
+    try:
+        docker("run", f"--name={name}", "--entrypoint=sh", ensure_image(SYSTEM, print), "-ec", fetch)
+        docker("cp", f"{name}:/restic.deb", str(folder))
+    finally:
+        docker("rm", "--force", name, check=False)
+    docker("cp", str(folder / "restic.deb"), f"{there}:/root/restic.deb")
+    lab.closet.root("head", "dpkg --install /root/restic.deb && rm /root/restic.deb")
+
+
+def _members(lab: TailnetLab) -> dict[str, Any]:
+    """What headscale knows of its users, of its machines and of the keys by which they join."""
+    nodes = lab.headscale("nodes list") or []
+    return {
+        "users": [(one["id"], one["name"]) for one in lab.headscale("users list") or []],
+        "nodes": {
+            one["given_name"]: (one["id"], one["machine_key"], sorted(one["ip_addresses"]), one.get("tags") or [])
+            for one in nodes
+        },
+        "keys": lab.closet.root("head", "cat /var/lib/labrack/headscale/keys.json"),
+    }
+
+
+def test_new_head_gets_its_tailnet_back(joined: TailnetLab, tmp_path: Path) -> None:
+    """headscale's data is lost, and its role has made a new tailnet, which nobody is in."""
+    closet, head, headscale = joined.closet, ("--limit", "head"), ("--tags", "headscale", "--limit", "head")
+    before = _members(joined)
+    assert set(before["nodes"]) == {*MACHINES, *LAPTOPS} and before["users"]
+    _give_restic(joined, tmp_path)
+    backup = {"lab_backup_repository": "/srv/backup"}
+    try:
+        closet.play("labrack.infra.closet", "--tags", "lab_backup", *head, **backup)
+        closet.root("head", "systemctl start labrack-backup")
+        closet.root("head", "systemctl stop headscale && rm -rf /var/lib/headscale/* /var/lib/labrack/headscale*")
+        closet.play("labrack.infra.closet", *headscale)
+        fresh = _members(joined)
+        assert fresh["nodes"] == {} and fresh["keys"] != before["keys"]
+        would = closet.play("labrack.infra.restore", "--check", what="headscale")
+        made = closet.play("labrack.infra.restore", what="headscale")
+        done = [run.task("head", "Restore what is asked for") for run in (would, made)]
+        assert [task.subjects for task in done] == [["headscale"], ["headscale"]]
+        assert _members(joined) == before
+        for host in (*MACHINES, *LAPTOPS):
+            joined.joined(host)
+        until(
+            "all are online",
+            lambda: {one["given_name"] for one in joined.headscale("nodes list") if one.get("online")},
+            lambda seen: seen == set(before["nodes"]),
+        )
+        for host, (_, _, addresses, _) in before["nodes"].items():
+            assert joined.address(host) in addresses
+        assert all(joined.reaches("admin", f"{host}.{DOMAIN}") for host in ("head", "node1", "desk"))
+        assert set(closet.play("labrack.infra.closet").changed.values()) == {0}
+    finally:
+        closet.play("labrack.infra.closet", "--tags", "lab_backup", *head, **backup, lab_backup_state="absent")
+        closet.root("head", "dpkg --purge restic; rm -rf /srv/backup")
 
 
 def test_who_leaves_has_no_way_in(joined: TailnetLab, policy: str) -> None:

@@ -303,3 +303,96 @@ def test_files_are_unpacked_where_nobody_renames_the_folder_away(tmp_path: Path)
         assert stat.S_ISDIR(Path(stage).lstat().st_mode), "restic removes what is no folder"
     assert sorted(os.listdir(outside / "files")) == ["kept"]
     assert (root / "away/files/new").read_text() == "saved"
+
+
+# --- the accounting --------------------------------------------------------------------------------------------------
+
+#: As mariadb-dump 11.8 writes it, shortened; a job's name begins as a statement that picks a database.
+DUMP = b"""/*M!999999\\- enable the sandbox mode */
+-- MariaDB dump 10.19-11.8.3-MariaDB, for debian-linux-gnu (x86_64)
+-- Host: localhost    Database: slurm_acct_db
+/*!40101 SET NAMES utf8mb4 */;
+DROP TABLE IF EXISTS `closet_job_table`;
+CREATE TABLE `closet_job_table` (
+  `used` int(11) NOT NULL
+);
+INSERT INTO `closet_job_table` VALUES
+(1,'USE `slurm_acct_db`;\\nUSE'),
+(2,'create database');
+-- Dump completed on 2026-11-20  2:30:00
+"""
+
+
+#: What mariadb 11.8 says of a dump in which a statement is wrong, shortened in the row.
+REFUSED = """--------------
+INSERT INTO `no_such_table` VALUES
+(1,1795736661,0,'lab','sbatch --parsable --time=30 --output=/tmp/job-%j.out --wrap true')
+--------------
+
+ERROR 1100 (HY000) at line 448: Table 'no_such_table' was not locked with LOCK TABLES
+"""
+
+
+def mariadb(folder: Path, monkeypatch: pytest.MonkeyPatch, ending: str, tables: str = "closet_job_table") -> Path:
+    """Put a mariadb into the path that notes what it is told; with a database it ends as these words of shell."""
+    program, log = folder / "mariadb", folder / "log"
+    (folder / "refused").write_text(REFUSED, encoding="utf-8")
+    program.write_text(
+        f'#!/bin/sh\necho "$*" >>{log}\ncat >>{log}; echo >>{log}\ncd {folder}\n'
+        f"case $1 in --batch) echo {tables};; *) {ending};; esac\n",
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return log
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"USE `slurm_acct_db`;", b"CREATE DATABASE /*!32312 IF NOT EXISTS*/ `slurm_acct_db`;", b"/*!40000 DROP DATABASE"],
+)
+def test_a_dump_that_picks_its_database_is_not_loaded(
+    line: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = mariadb(tmp_path, monkeypatch, "exit 0")
+    (tmp_path / "dump.sql").write_bytes(DUMP + line + b"\n")
+    with pytest.raises(BackupError, match="says itself into which database it goes"):
+        lab_restore.load_dump(str(tmp_path / "dump.sql"))
+    assert not log.exists()
+
+
+def test_a_dump_goes_into_the_draft_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = mariadb(tmp_path, monkeypatch, "exit 0")
+    (tmp_path / "dump.sql").write_bytes(DUMP)
+    assert lab_restore.load_dump(str(tmp_path / "dump.sql")) == ["closet_job_table"]
+    said = log.read_bytes()
+    assert b"\nslurm_acct_db_restored\n" + DUMP in said
+    statements = said.replace(DUMP, b"").decode()
+    assert "DATABASE slurm_acct_db;" not in statements and "FROM slurm_acct_db\n" not in statements
+
+
+@pytest.mark.parametrize(
+    ("ending", "tables", "words"),
+    [
+        ("cat refused >&2; exit 1", "a", "ERROR 1100 (HY000) at line 448: Table 'no_such_table' was not locked with"),
+        ("kill -9 $$", "a", "mariadb was ended"),
+        ("exit 0", "", "it has no tables"),
+    ],
+)
+def test_a_dump_that_can_t_be_loaded_names_a_mend_and_nobody_s_data(
+    ending: str, tables: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mariadb(tmp_path, monkeypatch, ending, tables)
+    (tmp_path / "dump.sql").write_bytes(DUMP)
+    with pytest.raises(BackupError) as caught:
+        lab_restore.load_dump(str(tmp_path / "dump.sql"))
+    assert f"so the accounting stays as it is: {words}" in str(caught.value) and ". Mend: " in str(caught.value)
+    assert "sbatch" not in str(caught.value)
+
+
+def test_the_draft_s_tables_take_the_accounting_s_place() -> None:
+    assert restore_plan.swap_statements(["a_job_table", "user_table"]) == (
+        "DROP DATABASE slurm_acct_db; CREATE DATABASE slurm_acct_db; RENAME TABLE "
+        "slurm_acct_db_restored.`a_job_table` TO slurm_acct_db.`a_job_table`, "
+        "slurm_acct_db_restored.`user_table` TO slurm_acct_db.`user_table`; DROP DATABASE slurm_acct_db_restored;"
+    )

@@ -17,12 +17,15 @@ from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.backup_plan import SETS, BackupError
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.slurm_database import DATABASE, DRAFT
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
 
 #: Sets that are people's files, restored one by one.
 FILE_SETS = ("homes", "checkpoints")
 #: Keys, which are put in place; other files of the set only where there is none, since the slurm role writes them.
 KEY = re.compile(r"(/etc/munge/munge\.key|/etc/ssh/ssh_host_\w+_key(\.pub)?|/.*\.key|/.*/jwt_hs256[\w.]*)")
+#: What picks a database in a dump; in its other lines mariadb-dump begins no word so, as it escapes ends of lines.
+PICKS_DATABASE = re.compile(rb"\s*(/\*!\d*\s*)?(USE|(CREATE|DROP|ALTER)\s+(DATABASE|SCHEMA))\b", re.IGNORECASE)
 DATABASE_MISSING = "there is no accounting database on this host. Mend: run closet.yml first, which makes it"
 
 
@@ -305,3 +308,21 @@ def shown_kept(compared: Mapping[str, Compared], overwrite: bool, most: int = 20
     """Return the files that stay as they are, a few of them by name, for the report."""
     kept = [path for one in compared.values() for path in (*one.blocked, *(() if overwrite else one.newer))]
     return {"count": len(kept), "paths": kept[:most]}
+
+
+def picks_database(lines: Iterable[bytes]) -> bool:
+    """Return whether a dump says itself into which database it goes, as ``mariadb-dump --databases`` makes it."""
+    return any(PICKS_DATABASE.match(line) for line in lines)
+
+
+def refusal(text: str) -> str:
+    """Return why MariaDB refused a statement, from its client's words; the statement before it has people's data."""
+    found = [line.strip() for line in text.splitlines() if re.match("ERROR |mariadb:|mysql:", line)]
+    return found[0] if found else "mariadb was ended"
+
+
+def swap_statements(tables: Iterable[str]) -> str:
+    """Return the SQL that puts the draft's tables in place of the accounting; they are renamed, and not copied."""
+    moves = ", ".join(f"{DRAFT}.`{table}` TO {DATABASE}.`{table}`" for table in tables)
+    anew = f"DROP DATABASE {DATABASE}; CREATE DATABASE {DATABASE}"
+    return f"{anew}; RENAME TABLE {moves}; DROP DATABASE {DRAFT};"

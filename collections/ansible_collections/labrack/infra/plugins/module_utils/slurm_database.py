@@ -20,6 +20,8 @@ MARIADB_CONF = "/etc/mysql/mariadb.conf.d/60-labrack-slurm.cnf"
 DUMP_HOOK = "/etc/apt/apt.conf.d/60labrack-slurm"
 DUMP_SCRIPT = f"{SCRIPT_DIRECTORY}/dump-accounting"
 DATABASE = "slurm_acct_db"
+#: Where a restore loads a dump, while Slurm goes on with its own.
+DRAFT = f"{DATABASE}_restored"
 DATABASE_USER = "slurm"
 
 #: https://slurm.schedmd.com/accounting.html#mysql-configuration, sized for a machine that does other work as well

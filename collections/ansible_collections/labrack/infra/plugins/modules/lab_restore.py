@@ -144,6 +144,8 @@ STAGE = f"{backup_plan.CACHE}/stage"
 STAGED = ".labrack-restore-"
 #: Sets that are small enough to be unpacked before it is known whether they are restored.
 SMALL = ("cluster_keys", "headscale", "registry")
+#: How root asks MariaDB, by its socket; the statements go by standard input.
+MARIADB = ["mariadb", "--batch", "--skip-column-names"]
 
 
 class Repository:
@@ -202,7 +204,7 @@ def differing(entries: list[Entry], folder: str) -> dict[str, bool]:
 
 def sql(statement: str) -> str | None:
     """Return what MariaDB answers to root by its socket, None when it doesn't."""
-    done = run(["mariadb", "--batch", "--skip-column-names"], stdin=statement)
+    done = run(MARIADB, stdin=statement)
     return done.out if done.rc == 0 else None
 
 
@@ -440,25 +442,31 @@ class Restore:
             run(["systemctl", "try-reload-or-restart", "ssh.service", "sshd.service"])
 
     def place_database(self) -> None:
-        """Load the dump in place of the accounting that is there, and let Slurm go on with it."""
-        if self.seen.jobs:
-            done = run([slurm_database.DUMP_SCRIPT], stdin="/slurmdbd_restore.deb\n", timeout=restic.PATIENCE)
-            if done.rc:
-                raise BackupError(f"slurm_database: what is there could not be dumped, so it stays: {done.err.strip()}")
+        """Load the dump beside the accounting that is there, then put it in its place, and let Slurm go on with it.
+
+        Until the dump is loaded Slurm runs; BackupError and the accounting as it was for a dump that can't be loaded.
+        """
         snapshot = self.wanted.snapshots["slurm_database"]
         self.repository.unpack(snapshot, self.unpacked("slurm_database"), [])
-        dump = f"{self.unpacked('slurm_database')}{snapshot.paths[0]}"
-        services = observe_services(["slurmctld", "slurmdbd"])
-        for unit in ("slurmctld", "slurmdbd"):
-            if services[unit].installed:
-                act("stop", unit)
-        database = slurm_database.DATABASE
-        if sql(f"DROP DATABASE {database}; CREATE DATABASE {database}") is None:
-            raise BackupError(f"slurm_database: MariaDB does not let root make {database} anew")
-        with open(dump, "rb") as stream:
-            loaded = subprocess.run(["mariadb", database], stdin=stream, capture_output=True, check=False)
-        if loaded.returncode:
-            raise BackupError(f"slurm_database: {loaded.stderr.decode(errors='replace').strip()}")
+        try:
+            tables = load_dump(f"{self.unpacked('slurm_database')}{snapshot.paths[0]}")
+            if self.seen.jobs:
+                save_accounting()
+            services = observe_services(["slurmctld", "slurmdbd"])
+            for unit in ("slurmctld", "slurmdbd"):
+                if services[unit].installed:
+                    act("stop", unit)
+        except BaseException:
+            sql(f"DROP DATABASE IF EXISTS {slurm_database.DRAFT}")
+            raise
+        swapped = run(MARIADB, stdin=restore_plan.swap_statements(tables), timeout=restic.PATIENCE)
+        if swapped.rc:
+            why = restore_plan.refusal(swapped.err)
+            raise BackupError(
+                f"slurm_database: MariaDB stopped half way, and Slurm is stopped: {why}. Mend: see journalctl -u "
+                "mariadb, then run closet.yml and this again; if the accounting here had jobs, a dump of it is in "
+                "/var/backups/labrack"
+            )
         if services["slurmdbd"].installed:
             act("start", "slurmdbd")
             wait_for(["ss", "--no-header", "--listening", "--numeric", "--tcp"], ":6819", "slurmdbd")
@@ -508,6 +516,44 @@ def _expect(argv: list[str], stdin: str | None = None) -> None:
     done = run(argv, stdin=stdin)
     if done.rc:
         raise BackupError(f"{argv[0]} {argv[-1]}: {done.err.strip()}")
+
+
+def load_dump(dump: str) -> list[str]:
+    """Load a dump of the accounting into a draft of the database, made anew, and return the draft's tables.
+
+    The accounting itself is not touched; BackupError for a dump that MariaDB refuses, or that is none of one database.
+    """
+    draft = slurm_database.DRAFT
+    with open(dump, "rb") as stream:
+        if restore_plan.picks_database(stream):
+            raise unloadable("it says itself into which database it goes, and would write into the one in use")
+        if sql(f"DROP DATABASE IF EXISTS {draft}; CREATE DATABASE {draft}") is None:
+            raise BackupError(
+                f"slurm_database: MariaDB does not let root make {draft}. Mend: see journalctl -u mariadb"
+            )
+        stream.seek(0)
+        loaded = subprocess.run(["mariadb", draft], stdin=stream, capture_output=True, check=False)
+    if loaded.returncode:
+        raise unloadable(restore_plan.refusal(loaded.stderr.decode(errors="replace")))
+    tables = (sql(f"SHOW TABLES FROM {draft}") or "").split()
+    if not tables:
+        raise unloadable("it has no tables")
+    return tables
+
+
+def unloadable(words: str) -> BackupError:
+    """Return the error for a dump that can't be loaded, with what is wrong with it."""
+    return BackupError(
+        f"slurm_database: the dump can't be loaded, so the accounting stays as it is: {words}. Mend: see to that, or "
+        "name an earlier backup with -e snapshot="
+    )
+
+
+def save_accounting() -> None:
+    """Dump the accounting that is there to /var/backups/labrack; BackupError when that fails."""
+    done = run([slurm_database.DUMP_SCRIPT], stdin="/slurmdbd_restore.deb\n", timeout=restic.PATIENCE)
+    if done.rc:
+        raise BackupError(f"slurm_database: what is there could not be dumped, so it stays: {done.err.strip()}")
 
 
 def start_after(job: int) -> None:
