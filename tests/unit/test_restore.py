@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -396,3 +398,17 @@ def test_the_draft_s_tables_take_the_accounting_s_place() -> None:
         "slurm_acct_db_restored.`a_job_table` TO slurm_acct_db.`a_job_table`, "
         "slurm_acct_db_restored.`user_table` TO slurm_acct_db.`user_table`; DROP DATABASE slurm_acct_db_restored;"
     )
+
+
+def test_the_new_head_itself_is_no_node_that_would_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "db.sqlite"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE nodes (id INTEGER, hostname TEXT)")
+        database.execute("INSERT INTO nodes VALUES (1, ?)", (os.uname().nodename,))
+        database.commit()
+        monkeypatch.setattr(lab_restore, "HEADSCALE_DATABASE", str(file))
+        monkeypatch.setattr(lab_restore.pwd, "getpwnam", lambda _name: None)
+        assert lab_restore.count_nodes() == 0
+        database.execute("INSERT INTO nodes VALUES (2, 'node1')")
+        database.commit()
+    assert lab_restore.count_nodes() == 1

@@ -237,7 +237,10 @@ def highest_job() -> int:
 
 
 def count_nodes() -> int | None:
-    """Return how many nodes headscale has, None where there is no headscale."""
+    """Return how many nodes headscale has but this host, None where there is no headscale.
+
+    A new head has joined its own, empty headscale before anything is restored.
+    """
     try:
         pwd.getpwnam(headscale_plan.USER)
     except KeyError:
@@ -246,7 +249,9 @@ def count_nodes() -> int | None:
         return 0
     with contextlib.closing(sqlite3.connect(HEADSCALE_DATABASE)) as database:
         try:
-            return int(database.execute("SELECT COUNT(*) FROM nodes").fetchone()[0])
+            return int(
+                database.execute("SELECT COUNT(*) FROM nodes WHERE hostname <> ?", (os.uname().nodename,)).fetchone()[0]
+            )
         except sqlite3.Error:
             return 0
 
