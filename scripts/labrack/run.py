@@ -209,7 +209,8 @@ def run_playbook(
         events = Events(step, output)
         runner = ansible_runner.run(
             private_data_dir=private,
-            project_dir=str(home()),
+            # where it runs: files among the arguments are named from here
+            project_dir=str(Path.cwd()),
             playbook=playbook,
             inventory=[str(path) for path in inventory],
             cmdline=shlex.join(_options(tags, variables, check, diff, limit, arguments)) or None,
