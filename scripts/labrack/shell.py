@@ -7,7 +7,6 @@ Nothing heavy is imported here, as every start of the command pays for it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +40,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 class UserError(RuntimeError):
     """What a user has to mend: the message says what is wrong, where, and how."""
 
+    #: How the command ends.
+    status = FAILED
+
+
+class UsageError(UserError):
+    """A command that can't be meant as it is given."""
+
+    status = USAGE
+
+
+class BusyError(UserError):
+    """Another run goes on."""
+
+    status = BUSY
+
 
 def console(stderr: bool = False) -> Console:
     """Return the console for answers, or for what is told beside them; plain text where it is no terminal."""
@@ -59,7 +73,7 @@ def errors(interrupted: str = "") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except UserError as error:
         block("Failed", str(error))
-        raise typer.Exit(FAILED) from None
+        raise typer.Exit(error.status) from None
     except RuntimeError as error:
         from .run import RunError
         from .testnode.docker import LabError
@@ -103,4 +117,6 @@ def home() -> Path:
 
 def state_home() -> Path:
     """Return the directory of labrack's own files about labs: ``~/.local/state/labrack`` unless XDG says otherwise."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "labrack"
+    from ansible_collections.labrack.infra.plugins.plugin_utils import run_record
+
+    return run_record.state_home()
