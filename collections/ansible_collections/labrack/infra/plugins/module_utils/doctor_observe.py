@@ -184,7 +184,12 @@ def services(wanted: Iterable[Mapping[str, Any]], root: Path = ROOT, runner: Run
         state: dict[str, str] = {}
         if unit and port not in open_ports:
             shown = runner(
-                ["systemctl", "show", "--property=ActiveState,SubState,UnitFileState,ConditionResult", f"{unit}.service"]
+                [
+                    "systemctl",
+                    "show",
+                    "--property=ActiveState,SubState,UnitFileState,ConditionResult",
+                    f"{unit}.service",
+                ]
             )
             state = dict(line.split("=", 1) for line in shown.out.splitlines() if "=" in line)
         found.append(
@@ -337,7 +342,9 @@ def connect(address: str, port: int, seconds: float = PORT_PATIENCE) -> str:
 
 def addresses_of(name: str, runner: Runner = run) -> list[str]:
     """Return the addresses that this node finds for a name, [] for none."""
-    lines = [line.split() for line in runner(["timeout", str(NAME_PATIENCE), "getent", "ahosts", name]).out.splitlines()]
+    lines = [
+        line.split() for line in runner(["timeout", str(NAME_PATIENCE), "getent", "ahosts", name]).out.splitlines()
+    ]
     return list(dict.fromkeys(words[0].partition("%")[0] for words in lines if words))
 
 

@@ -42,9 +42,7 @@ class Way:
     service: str
 
 
-def ways(
-    groups: Mapping[str, Sequence[str]], orchestrator: str, directories: Iterable[Mapping[str, Any]]
-) -> list[Way]:
+def ways(groups: Mapping[str, Sequence[str]], orchestrator: str, directories: Iterable[Mapping[str, Any]]) -> list[Way]:
     """Return all ways, each once; the groups are those of the inventory, the directories its ``lab_directories``."""
     found = dict.fromkeys(way for way in _ways(groups, orchestrator, directories) if way.source != way.target)
     return list(found)

@@ -215,9 +215,7 @@ def _throttle(gpu: ElementTree.Element) -> list[str]:
     # until R530, and since
     groups = (("clocks_throttle_reasons", "clocks_throttle_reason"), ("clocks_event_reasons", "clocks_event_reason"))
     return [
-        name
-        for name in THROTTLE
-        if any(value(gpu, f"{group}/{prefix}_{name}") == "Active" for group, prefix in groups)
+        name for name in THROTTLE if any(value(gpu, f"{group}/{prefix}_{name}") == "Active" for group, prefix in groups)
     ]
 
 

@@ -26,4 +26,6 @@ def check_power(inventory: Inventory, variables: Mapping[str, Any]) -> Iterator[
                 yield Finding(("lab_circuits", place, "nodes", where), shown(node), "no host of that name", mend)
     for place, first in duplicates(entry["name"] for entry in entries):
         path = ("lab_circuits", place, "name")
-        yield Finding(path, shown(entries[place]["name"]), f"also the name of lab_circuits[{first}]", "keep one of them")
+        yield Finding(
+            path, shown(entries[place]["name"]), f"also the name of lab_circuits[{first}]", "keep one of them"
+        )
