@@ -196,7 +196,9 @@ def show(console: Console, findings: Sequence[Finding], everything: bool = False
         mine = [one for one in shown if one.host == host]
         for one in sorted(mine, key=lambda one: (order[one.severity], one.check)):
             mark, style = _MARKS[one.severity]
-            line(Text.assemble((mark, style), " ", (one.check, "bold" if one.severity != OK else ""), "  ", one.what), 2)
+            line(
+                Text.assemble((mark, style), " ", (one.check, "bold" if one.severity != OK else ""), "  ", one.what), 2
+            )
             if one.why:
                 line(Text(f"Why: {one.why}", "dim"), 4)
             if one.mend:

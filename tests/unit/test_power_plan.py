@@ -23,7 +23,9 @@ def labs(draw: st.DrawFn) -> tuple[list[Load], list[Circuit]]:
     loads = [
         Load(
             name,
-            tuple((draw(st.sampled_from(["rtx_4090", "a100", ""])), draw(watts)) for _ in range(draw(st.integers(0, 8)))),
+            tuple(
+                (draw(st.sampled_from(["rtx_4090", "a100", ""])), draw(watts)) for _ in range(draw(st.integers(0, 8)))
+            ),
             draw(st.integers(0, 800).map(float)),
             draw(st.integers(0, 600).map(float)),
         )
