@@ -88,6 +88,12 @@ def look(host: str) -> dict[str, Any]:
         "memory_mib": 64000,
         "cgroup": {"mode": "v2", "controllers": [], "writable": True, "reason": ""},
         "arch": "x86_64",
+        "secure_boot": {"state": None, "mok": False},
+        "nfs": True,
+        "fstab": [],
+        "places": {},
+        "connection_user": "admin",
+        "connection_home": "/home/admin",
     }
     return {
         "facts": facts,

@@ -588,10 +588,12 @@ def _names(looks: Mapping[str, Mapping[str, Any]], tried: Iterable[Seen], invent
     for host, way in tried:
         name, facts = way["name"], looks[way["name"]]["facts"]
         own = {way["address"], *facts["addresses"]["ipv4"]}
+        # the first is the one that programs take; of IPv6 the facts know nothing
+        first = [address for address in way["addresses"] if ":" not in address][:1]
         if not way["addresses"]:
             none.setdefault(name, []).append(host)
-        elif not own & set(way["addresses"]):
-            wrong.setdefault((name, ", ".join(way["addresses"][:3])), []).append(host)
+        elif not own.issuperset(first):
+            wrong.setdefault((name, first[0]), []).append(host)
         else:
             yield _ok(host, "names", f"{name} is {way['addresses'][0]}")
             labels = {word.partition(".")[0] for word in way["names"]}
@@ -643,6 +645,8 @@ def _power(budget: power_plan.Budget) -> Iterator[Finding]:
     each = ", ".join(f"{one.name} {kilowatts(one.watts)}" for one in budget.loads[:6])
     more = f" and {len(budget.loads) - 6} more" if len(budget.loads) > 6 else ""
     guessed = "; partly estimated" if any(one.estimated for one in budget.loads) else ""
+    blind = [one.name for one in budget.loads if "cards" in one.estimated and not one.cards]
+    guessed += f"; the cards of {_some(blind)} are not known, and not in it" if blind else ""
     total = f"all nodes at their limits draw {kilowatts(budget.watts)} ({each}{more}{guessed})"
     if not budget.feeds:
         if budget.loads:
