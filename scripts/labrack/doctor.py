@@ -91,11 +91,16 @@ def hidden(value: object) -> bool:
 
 def ask(lab: Lab, log: Path, step: Step) -> Document:
     """Ask the nodes, by the playbook; :class:`.run.RunError` where that fails as a whole."""
-    from .run import run_playbook
+    from .run import RunError, run_playbook
 
     with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
         file = Path(folder) / "doctor.json"
-        run_playbook(PLAYBOOK, lab.inventory, log, step, variables={"doctor_file": str(file)})
+        try:
+            run_playbook(PLAYBOOK, lab.inventory, log, step, variables={"doctor_file": str(file)})
+        except RunError:
+            # what failed on a node stands in the document
+            if not file.exists():
+                raise
         document: Document = json.loads(file.read_text(encoding="utf-8"))
     return document
 

@@ -88,7 +88,7 @@ def broken(closet: Closet, host: str, break_it: str, mend: str) -> Iterator[None
 
 def test_what_is_broken_is_found_with_its_mend(closet: Closet, doctor: Any, tmp_path: Path) -> None:
     circuits = [
-        {"name": "window", "volts": 230, "amps": 10, "nodes": ["node1", "node2"]},
+        {"name": "window", "volts": 230, "amps": 12, "nodes": ["node1", "node2"]},
         {"name": "door", "volts": 230, "amps": 10, "nodes": ["head"]},
     ]
     power = tmp_path / "power.yml"
@@ -118,7 +118,7 @@ def test_what_is_broken_is_found_with_its_mend(closet: Closet, doctor: Any, tmp_
         ("node2", "ports", "6818 (slurmd) can't be reached from node1", "ip route get"),
         ("head", "names", "10.99.99.99 on node1", "/etc/hosts"),
         ("head", "ports", "slurmctld does not listen on port 6817", "systemctl start slurmctld"),
-        ("", "power", "circuit window carries 3.1 kW", "plug node1 into door"),
+        ("", "power", "circuit window carries 3.0 kW", "plug node1 into door"),
         ("", "cooling", "declared are 2.0 kW", "nvidia_driver_power_limits"),
     ):
         assert what in errors[host, check]["what"] and mend in errors[host, check]["mend"], errors
