@@ -166,7 +166,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 def look(params: dict[str, Any]) -> dict[str, Any]:
     """Return what the node is, and begin to listen where a service is not there yet."""
     services = doctor_observe.services(params["services"])
-    missing = [one["port"] for one in services if not one["addresses"]]
+    # the port of sshd is that of this connection, so somebody listens there
+    missing = [one["port"] for one in services if not one["addresses"] and one["service"] != "ssh"]
     return {
         "facts": {**observe_node(paths=params["paths"]), "cpu_watts": doctor_observe.cpu_watts()},
         "space": doctor_observe.space(),
