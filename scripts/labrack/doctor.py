@@ -197,7 +197,7 @@ def show(console: Console, findings: Sequence[Finding], everything: bool = False
     shown = [one for one in findings if everything or one.severity != OK]
     order = {severity: -place for place, severity in enumerate(doctor_judge.SEVERITIES)}
     for host in dict.fromkeys(one.host for one in sorted(shown, key=lambda one: one.host != "")):
-        console.print(Text(host or "The lab", "bold"))
+        console.print(Text(host or "The lab", "bold"), soft_wrap=True)
         mine = [one for one in shown if one.host == host]
         for one in sorted(mine, key=lambda one: (order[one.severity], one.check)):
             mark, style = _MARKS[one.severity]
@@ -209,7 +209,7 @@ def show(console: Console, findings: Sequence[Finding], everything: bool = False
             if one.mend:
                 line(Text(f"Mend: {one.mend}"), 4)
         console.print()
-    console.print(_summary(Counter(one.severity for one in findings)))
+    console.print(_summary(Counter(one.severity for one in findings)), soft_wrap=True)
 
 
 def _summary(counts: Mapping[str, int]) -> Text:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from ansible_collections.labrack.infra.plugins.filter import doctor_services as filters
@@ -837,3 +839,39 @@ def test_a_lab_is_loaded_once_and_judged_alike(home: Path) -> None:
     assert doctor.status([Finding("", "x", WARNING, "y")]) == 2
     assert doctor.status([Finding("", "x", WARNING, "y"), Finding("", "x", ERROR, "y")]) == 1
     assert doctor.status([Finding("", "x", NOTE, "y")]) == 0
+
+
+SHOWN = [
+    Finding("", "inventory", OK, "3 hosts keep to all rules"),
+    Finding("", "power", NOTE, "no circuits are declared", "", "name them in lab_circuits"),
+    Finding("node1", "disk", WARNING, "/var is nearly full", "a log will fill it", "see what fills it: du -xh /var"),
+    Finding("node1", "sudo", ERROR, "sudo does not let in [admin]", "a run leaves it as it is", "use the group sudo"),
+]
+SCREEN = """\
+The lab
+  · power  no circuits are declared
+    Mend: name them in lab_circuits
+
+node1
+  ✗ sudo  sudo does not let in [admin]
+    Why: a run leaves it as it is
+    Mend: use the group sudo
+  ! disk  /var is nearly full
+    Why: a log will fill it
+    Mend: see what fills it: du -xh /var
+
+1 error, 1 warning, 1 note, 1 well
+"""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_screen(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=terminal, color_system=None, highlight=False)
+    doctor.show(console, SHOWN)
+    assert "\n".join(map(str.rstrip, console.file.getvalue().split("\n"))) == SCREEN  # type: ignore[attr-defined]
+
+
+def test_lines_for_a_program_are_not_folded() -> None:
+    console = Console(file=io.StringIO(), width=20, color_system=None, highlight=False)
+    doctor.show(console, SHOWN)
+    assert console.file.getvalue() == SCREEN  # type: ignore[attr-defined]
