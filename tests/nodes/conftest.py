@@ -39,6 +39,7 @@ ORDER = (
     "test_pending",
     "test_plan",
     "test_faults",
+    "test_doctor",
     "test_membership",
     "test_backup",
     "test_undo",
