@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import run
 
@@ -83,6 +84,7 @@ def plan_service(unit: str, state: ServiceState, why_restart: str = "") -> list[
 
     A unit whose package is not there yet will come enabled, as the policy of Debian and Ubuntu has it.
     """
+    note_unit(unit, state)
     changes = []
     if state.installed and not state.enabled:
         changes.append(Change(f"service {unit}", "enabled at boot", step=("enable", unit)))
@@ -91,6 +93,13 @@ def plan_service(unit: str, state: ServiceState, why_restart: str = "") -> list[
     elif why_restart:
         changes.append(Change(f"service {unit}", f"restarted: {why_restart}", "restart", step=("restart", unit)))
     return changes
+
+
+def note_unit(unit: str, state: ServiceState, runs: bool = True) -> None:
+    """Note that a unit is managed which ``runs``, or is at least enabled, as far as it is so by now."""
+    found = {"enabled": state.enabled, "active": state.active and runs}
+    if state.installed and any(found.values()):
+        managed.note("unit", full_name(unit), **{key: True for key, value in found.items() if value})
 
 
 def act(verb: str, unit: str) -> None:

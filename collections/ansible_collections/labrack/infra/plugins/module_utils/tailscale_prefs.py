@@ -195,6 +195,21 @@ def read_get(text: str) -> Prefs:
     return {name: normal(name, value) for name, value in _object(text).items() if name in FLAGS and value is not None}
 
 
+def read_all(get: Callable[..., str], named: Sequence[str]) -> Prefs | None:
+    """Return all preferences, with those of the ``named`` ones that hide, as ``get`` prints them (PrefsError).
+
+    ``get`` runs ``tailscale get --json`` with further words. None where there is no `get`, as before 1.100.
+    """
+    text = get()
+    if not text.lstrip().startswith("{"):
+        return None
+    found = read_get(text)
+    for name in named:
+        if name in FLAGS and FLAGS[name].hidden:
+            found.update(read_get(get(name)))
+    return found
+
+
 def read_debug(text: str, peers: Peers | None = None) -> Prefs:
     """Return the preferences of ``tailscale debug prefs``, as ``get`` would show them (PrefsError).
 
