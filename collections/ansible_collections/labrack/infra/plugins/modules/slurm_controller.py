@@ -69,8 +69,13 @@ options:
   version:
     description: Slurm's version where it is not installed yet; by default the one of the distribution.
     type: str
+  packages:
+    description: Packages that the caller has seen to be there, so that C(labrack drift) misses them later.
+    type: list
+    elements: str
+    default: []
   drained:
-@@ that changes that would end their jobs are made now.
+    description: Workers that have been emptied, so that changes that would end their jobs are made now.
     type: list
     elements: str
     default: []
