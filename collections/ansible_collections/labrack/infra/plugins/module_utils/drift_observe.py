@@ -177,7 +177,6 @@ def look_preferences(names: Sequence[str]) -> dict[str, dict[str, Any]] | None:
         return {}
     # most nodes are in no tailnet
     from ansible_collections.labrack.infra.plugins.module_utils import tailscale_prefs
-    from ansible_collections.labrack.infra.plugins.module_utils.tailscale_plan import CONNECTED
 
     raw = run(["tailscale", "debug", "prefs"], timeout=10).out
     try:
@@ -190,7 +189,7 @@ def look_preferences(names: Sequence[str]) -> dict[str, dict[str, Any]] | None:
     except tailscale_prefs.PrefsError:
         return None
     found = {name: {"value": prefs[name]} for name in names if name in prefs}
-    return {**found, CONNECTED: {"value": connected}}
+    return {**found, tailscale_prefs.CONNECTED: {"value": connected}}
 
 
 # --- who and when ----------------------------------------------------------------------------------------------------

@@ -53,8 +53,6 @@ SERVICE_URLS = ("", "https://controlplane.tailscale.com", "https://login.tailsca
 TUNNEL_MTU = 1280
 
 FORWARDING = {"ipv4": "net.ipv4.ip_forward", "ipv6": "net.ipv6.conf.all.forwarding"}
-#: Stands among the preferences for what `tailscale up` and `tailscale down` say.
-CONNECTED = "connected"
 #: Flags that change no traffic.
 HARMLESS = {"hostname", "nickname", "operator", "auto-update", "update-check", "report-posture", "webclient"}
 
@@ -447,7 +445,7 @@ def _plan_prefs(observed: Observed, wanted: Wanted) -> list[Change]:
         if name in now:
             managed.note("preference", name, value=now[name])
     if backend(observed) == "Running":
-        managed.note("preference", CONNECTED, value=True)
+        managed.note("preference", tailscale_prefs.CONNECTED, value=True)
     for name, (before, after) in tailscale_prefs.diff(now, asked).items():
         why = cuts(observed, name, before, after)
         summary = f"{tailscale_prefs.shown(name, before)} → {tailscale_prefs.written(after)!r}"

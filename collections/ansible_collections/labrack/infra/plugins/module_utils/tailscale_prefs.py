@@ -24,6 +24,8 @@ Prefs = dict[str, Value]
 NETFILTER = ("off", "nodivert", "on")
 EXIT_ROUTES = ("0.0.0.0/0", "::/0")
 AUTO = "auto:"
+#: Stands among the preferences for what `tailscale up` and `tailscale down` say.
+CONNECTED = "connected"
 #: ``util/dnsname/dnsname.go``: the longest label, and what becomes a hyphen within one.
 LABEL_LENGTH = 63
 SEPARATORS = " .@_"
