@@ -8,7 +8,6 @@ code is sent by Ansible's own connections, to a Python that has nothing else to 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -26,6 +25,18 @@ from .progress import Step
 #: ``host``, and either what the module returns or an ``error``.
 Report = Mapping[str, Any]
 
+#: The word for several of each kind of thing that is managed.
+KINDS: Mapping[str, str] = {
+    "file": "files",
+    "directory": "directories",
+    "package": "packages",
+    "unit": "units",
+    "mount": "mounts",
+    "user": "users",
+    "group": "groups",
+    "sysctl": "kernel settings",
+    "preference": "preferences of the tailnet",
+}
 PACKAGE = "ansible_collections.labrack.infra.plugins.module_utils"
 #: What the node needs, each after what it imports.
 PARTS = ("managed", "change", "node_io", "managed_observe", "tailscale_prefs", "drift_observe")
@@ -76,11 +87,10 @@ def read(lab: Lab, log: Path, step: Step) -> list[Report]:
 
 def program() -> str:
     """Return the Python program that answers on a node."""
-    parts = []
-    for name in PARTS:
-        spec = importlib.util.find_spec(f"{PACKAGE}.{name}")
-        assert spec is not None and spec.origin is not None
-        parts.append((name, Path(spec.origin).read_text(encoding="utf-8")))
+    # in a checkout, or beside this package where it is installed
+    folders = (shell.home() / "collections", Path(__file__).resolve().parents[1])
+    folder = next(one for one in folders if (one / "ansible_collections").is_dir()) / PACKAGE.replace(".", "/")
+    parts = [(name, (folder / f"{name}.py").read_text(encoding="utf-8")) for name in PARTS]
     return _RUN.format(package=PACKAGE, parts=parts, mark=MARK)
 
 
@@ -155,8 +165,6 @@ def render(reports: Sequence[Report]) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    from ansible_collections.labrack.infra.plugins.module_utils.managed import KINDS
-
     from .status import new_table
 
     parts: list[Any] = []
@@ -175,12 +183,15 @@ def render(reports: Sequence[Report]) -> Any:
             parts.append(Text(f"{host}: no run has left a record of what it manages here. Mend: labrack apply", "red"))
         else:
             found = f"{len(report['items'])} differ" if report["items"] else "nothing differs"
-            seen = ", ".join(f"{count} {KINDS[kind]}" for kind, count in report["checked"].items())
-            parts.append(Text(f"{host}: {found} of {seen}; last full check {_local(report['full_check'])}"))
+            since = _local(report["full_check"])
+            parts.append(Text(f"{host}: {found} of {_counted(report['checked'])}; last full check {since}"))
             if report["not_checked"]:
-                left = ", ".join(f"{count} {KINDS[kind]}" for kind, count in report["not_checked"].items())
-                parts.append(Text(f"{host}: could not look at {left}", "yellow"))
+                parts.append(Text(f"{host}: could not look at {_counted(report['not_checked'])}", "yellow"))
     return Group(*parts)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {KINDS[kind] if count > 1 else kind}" for kind, count in counts.items())
 
 
 def _local(text: str) -> str:

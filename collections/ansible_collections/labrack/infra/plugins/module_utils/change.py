@@ -175,6 +175,7 @@ def _keep(module: _Module, ledger: str, noted: managed.Managed, forgets: Iterabl
     try:
         if ledger:
             managed_observe.record(ledger, noted)
-        managed_observe.forget(list(forgets))
+        for name in forgets:
+            managed_observe.forget([name])
     except OSError as error:
         module.warn(f"{managed_observe.FOLDER} can't be written, so `labrack drift` does not know this run: {error}")

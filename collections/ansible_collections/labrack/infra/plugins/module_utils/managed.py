@@ -17,18 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-#: With the word for several of them.
-KINDS: Mapping[str, str] = {
-    "file": "files",
-    "directory": "directories",
-    "package": "packages",
-    "unit": "units",
-    "mount": "mounts",
-    "user": "users",
-    "group": "groups",
-    "sysctl": "kernel settings",
-    "preference": "preferences of the tailnet",
-}
+KINDS = ("file", "directory", "package", "unit", "mount", "user", "group", "sysctl", "preference")
 #: Of a file with secrets, or a big one, size, inode and time are remembered, and nothing of what is in it.
 STAT = "stat"
 #: Of any other a digest is, whoever may read it.
@@ -127,7 +116,7 @@ def merge(ledgers: Sequence[Managed]) -> Managed:
 def compare(managed: Managed, seen: Managed) -> list[Drift]:
     """Return what differs, in the order of the names; an attribute that was not looked at is passed over."""
     found = []
-    for kind, name in sorted(managed, key=lambda key: (list(KINDS).index(key[0]), key[1])):
+    for kind, name in sorted(managed, key=lambda key: (KINDS.index(key[0]), key[1])):
         there = seen.get((kind, name))
         if there is None:
             found.append(Drift(kind, name, _GONE.get(kind, "removed")))

@@ -42,7 +42,7 @@ def observe_services(units: list[str]) -> dict[str, ServiceState]:
     for unit, block in zip(units, done.out.strip().split("\n\n")):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         states[unit] = ServiceState(
-            installed=values.get("LoadState") == "loaded",
+            installed=values.get("LoadState") in ("loaded", "masked"),
             active=values.get("ActiveState") in ("active", "reloading"),
             enabled=values.get("UnitFileState") in ("enabled", "enabled-runtime", "static", "generated"),
             since=_started(values.get("MainPID", "0")),
@@ -107,6 +107,9 @@ def act(verb: str, unit: str) -> None:
     if verb in ("start", "restart"):
         # a unit that failed often has used up its start limit
         run(["systemctl", "reset-failed", full_name(unit)])
+    if verb == "enable":
+        # one that somebody has masked can't be enabled
+        run(["systemctl", "unmask", full_name(unit)])
     done = run(["systemctl", verb, full_name(unit)])
     if done.rc:
         log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={full_name(unit)}"])
