@@ -170,7 +170,7 @@ def render(reports: Sequence[Report]) -> Any:
     parts: list[Any] = []
     rows = [(report["host"], item) for report in reports for item in report.get("items", ())]
     if rows:
-        table = new_table("HOST", "KIND", "NAME", "WHAT", "WHO", "WHEN")
+        table = new_table("HOST", "KIND", "NAME", "WHAT", "WHO", "WHEN", right=())
         for host, item in rows:
             cells = (host, item["kind"], item["name"], item["what"], item["who"] or "-", _local(item["when"]) or "-")
             table.add_row(*map(Text, cells))
