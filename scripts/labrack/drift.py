@@ -182,7 +182,8 @@ def render(reports: Sequence[Report]) -> Any:
         elif not report["applied"]:
             parts.append(Text(f"{host}: no run has left a record of what it manages here. Mend: labrack apply", "red"))
         else:
-            found = f"{len(report['items'])} differ" if report["items"] else "nothing differs"
+            count = len(report["items"])
+            found = f"{count} {'differs' if count == 1 else 'differ'}" if count else "nothing differs"
             since = _local(report["full_check"])
             parts.append(Text(f"{host}: {found} of {_counted(report['checked'])}; last full check {since}"))
             if report["not_checked"]:
