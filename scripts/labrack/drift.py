@@ -171,6 +171,8 @@ def render(reports: Sequence[Report]) -> Any:
     rows = [(report["host"], item) for report in reports for item in report.get("items", ())]
     if rows:
         table = new_table("HOST", "KIND", "NAME", "WHAT", "WHO", "WHEN", right=())
+        # a name that is cut off can't be looked for
+        table.columns[2].overflow = "fold"
         for host, item in rows:
             cells = (host, item["kind"], item["name"], item["what"], item["who"] or "-", _local(item["when"]) or "-")
             table.add_row(*map(Text, cells))
