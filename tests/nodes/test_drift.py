@@ -50,10 +50,13 @@ TAMPERING = (
     ("node2", "systemctl disable munge", "unit", "munge.service", "not started at boot any more (disabled)"),
     ("node2", "dpkg --remove libpam-slurm-adopt", "package", "libpam-slurm-adopt", "removed"),
 )
-#: What follows by itself: who is gone has no group of their own, and no name on their files.
+#: What follows by itself: who is gone has no group, no ranges, and no name on their files; files follow their owner.
 ALONG = {
+    ("node1", "file", "/home/ben/.ssh/authorized_keys"),
     ("node2", "group", "eva"),
     ("node2", "file", "/home/eva/.ssh/authorized_keys"),
+    ("node2", "file", "/etc/subuid"),
+    ("node2", "file", "/etc/subgid"),
 }
 PLACES = {
     "keys": "/home/ada/.ssh/authorized_keys",
