@@ -38,6 +38,7 @@ ORDER = (
     "test_accounting",
     "test_pending",
     "test_plan",
+    "test_drift",
     "test_faults",
     "test_doctor",
     "test_membership",

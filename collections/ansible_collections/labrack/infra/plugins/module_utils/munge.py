@@ -14,6 +14,7 @@ import stat
 import tempfile
 from dataclasses import dataclass, field
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service
 
@@ -68,16 +69,24 @@ def keep(key: bytes | None, cluster_has_state: bool) -> bool:
 
 def plan(state: MungeState, wanted: bytes | None, path: str = KEY_FILE) -> list[Change]:
     """Plan that the node has the key ``wanted`` (None: a fresh one will be made), and that munged runs with it."""
+    managed.note("file", path, how=managed.STAT)
     changes: list[Change] = []
     if wanted is None or state.key != wanted:
         summary = "created" if state.key is None else "replaced"
         changes.append(Change(f"file {path}", f"{summary} (content not shown)", "restart", step=("key",)))
     elif not state.closed:
-        changes.append(Change(f"file {path}", "made 0400 munge:munge", step=("key",)))
+        changes.append(Change(f"file {path}", "made 0400 munge:munge", step=("close",)))
     if path != KEY_FILE:
         return changes
     stale = any(change.disruption == "restart" for change in changes) or state.written > state.service.since
     return changes + plan_service("munge", state.service, "its key changed" if stale else "")
+
+
+def close_key(path: str = KEY_FILE) -> None:
+    """Make the key's file ``0400 munge:munge``, and nothing else, as a newer one would ask for a restart (KeyError)."""
+    owner = pwd.getpwnam("munge")
+    os.chown(path, owner.pw_uid, owner.pw_gid)
+    os.chmod(path, 0o400)
 
 
 def write_key(key: bytes, path: str = KEY_FILE) -> None:

@@ -106,15 +106,24 @@ def main() -> None:
     def apply(changes: list[Change]) -> None:
         for change in changes:
             if change.step[0] == "key":
-                same = change.disruption == "none"
-                munge.write_key((munge.observe_key(path)[0] or fresh) if same else fresh, path)
+                munge.write_key(fresh, path)
+            elif change.step[0] == "close":
+                munge.close_key(path)
             else:
                 act(*change.step)
         if module.params["rotate"] == "take":
             os.unlink(munge.NEXT_KEY_FILE)
 
     try:
-        converge(module, observe, plan, apply, lambda state: {"key": base64.b64encode(state.key or b"").decode()})
+        converge(
+            module,
+            observe,
+            plan,
+            apply,
+            lambda state: {"key": base64.b64encode(state.key or b"").decode()},
+            # the next key is nobody's yet
+            ledger="munge_key" if path == munge.KEY_FILE else "",
+        )
     except (KeyError, ServiceError) as error:
         module.fail_json(msg=f"MUNGE: {error}; is the package munge installed?")
 
