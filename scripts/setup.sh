@@ -28,3 +28,5 @@ fi
 echo "Installing labrack and its tools in .venv"
 unset VIRTUAL_ENV
 UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never "$uv/bin/uv" sync --locked --python "$python"
+# an editable install gets copies of the collection's files too, which would go before the checkout's own
+rm -rf .venv/lib/python3.*/site-packages/ansible_collections/labrack
