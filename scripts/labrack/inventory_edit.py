@@ -119,6 +119,7 @@ def remove_node(inventory: Sequence[Path], name: str) -> list[Edit]:
 
 def check(inventory: Sequence[Path], edits: Sequence[Edit]) -> lab.Lab:
     """Return the lab as it would be; UserError with what an edit would break, looked at in a copy of the inventory."""
+    lab.use_configuration(inventory)
     with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
         copies, names = _copy(inventory, edits, Path(folder))
         after, found = problems(copies)

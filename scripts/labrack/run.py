@@ -23,6 +23,7 @@ from typing import Any, TextIO
 
 import ansible_runner
 
+from .lab import configuration
 from .progress import Step
 from .shell import home
 
@@ -80,7 +81,7 @@ def run_playbook(
     KeyboardInterrupt, after ansible-playbook has ended, when the user stops it.
     """
     environment = {
-        "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
+        "ANSIBLE_CONFIG": str(configuration(inventory)),
         "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_NOCOLOR": "1",
         # ansible-runner switches it off where nobody says otherwise

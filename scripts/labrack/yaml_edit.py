@@ -68,7 +68,10 @@ class Document:
         """Set a key of a mapping that is there, which ``where`` without its last part leads to."""
         *path, key = where
         new = load(self.text) or {}
-        self._inner(new, path, {})[key] = value
+        inner = self._inner(new, path, {})
+        if not isinstance(inner, dict):
+            self._by_hand()
+        inner[key] = value
         node, _flow = self._find(path)
         found = next((pair for pair in self._pairs(node) if pair[0].value == key), None)
         if found is None:

@@ -39,6 +39,7 @@ ORDER = (
     "test_pending",
     "test_faults",
     "test_membership",
+    "test_edit",
     "test_backup",
     "test_undo",
     "test_golden_rule",

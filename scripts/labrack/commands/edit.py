@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..front_end import Play
     from ..inventory_edit import Edit
+    from ..lab import Lab
 
 Name = Annotated[str, typer.Argument(help="A machine's name in the inventory.", show_default=False)]
 Person = Annotated[str, typer.Argument(metavar="NAME", help="The account's name.", show_default=False)]
@@ -191,14 +192,13 @@ def user_remove(
         paths = lab.inventory(inventory)
         edit = inventory_edit.change_user(paths, name, user_edit.left(paths, name, "absent"))
         lock = front_end.Play(f"Lock {name}", "labrack.infra.offboard", variables={"user": name})
-        _user(
-            [edit],
-            paths,
-            yes,
-            no_run,
-            print_command,
-            lambda after: [lock, front_end.people_plays(after, f"Remove {name}")],
-        )
+        # who is locked already is so in the tailnet too
+        first = [lock] if inventory_edit.user(paths, name).get("state", "present") == "present" else []
+
+        def plays(after: Lab) -> list[Play]:
+            return [*first, front_end.people_plays(after, f"Remove {name}")]
+
+        _user([edit], paths, yes, no_run, print_command, plays)
 
 
 def job_impact(
