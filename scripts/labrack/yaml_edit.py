@@ -160,7 +160,8 @@ class Document:
     def _add(self, path: Sequence[str | int], block: str, flow: str) -> str:
         """Return the text with something more at the end of the collection at a place."""
         node, in_flow = self._find(path)
-        if node is None:
+        if not path and not isinstance(node, (MappingNode, SequenceNode)):
+            # nothing but comments
             return self._joined(self.text, block, len(self.text))
         if not node.value:
             return self._fill(path, block)
