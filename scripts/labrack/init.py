@@ -139,6 +139,14 @@ def answers(file: Path) -> dict[str, Any]:
 
 
 def make(folder: Path, given: Mapping[str, Any], force: bool, progress: Progress) -> tuple[Lab, list[Path]]:
+    """Make a lab's folder, as :func:`_make` does; UserError also for a folder or file that can't be written."""
+    try:
+        return _make(folder, given, force, progress)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: {error.strerror or error}. Nothing was changed.") from None
+
+
+def _make(folder: Path, given: Mapping[str, Any], force: bool, progress: Progress) -> tuple[Lab, list[Path]]:
     """Ask what is not given, look at the machines, and make the lab's folder.
 
     ``given`` has keys of :data:`ANSWERS`. Returns the lab and the files that were written. Raises UserError,
@@ -363,7 +371,9 @@ def _roles(given: Mapping[str, Any], machines: Mapping[str, Machine], terminal: 
         if name not in machines:
             raise UserError(f"{option} {name}: there is no such machine; there are {', '.join(machines)}.")
     idle = [name for name in machines if name != head and name not in workers]
-    # who is in neither group would be no part of the lab
+    if idle and given.get("workers"):
+        raise UserError(f"{', '.join(idle)}: neither head nor worker. Name it with --worker, or leave it out.")
+    # without GPUs they still run jobs
     return head, (*dict.fromkeys(workers), *idle)
 
 
@@ -497,13 +507,20 @@ def _check_syntax(stage: Path, found: Lab, password: str) -> None:
 def _move(stage: Path, folder: Path) -> list[Path]:
     """Move the files to their places, each in one go; what an earlier lab has beside them stays, its secrets too."""
     written = []
+    inventory, fresh = stage / "inventory", not (folder / "inventory").exists()
     for file in sorted(path for path in stage.rglob("*") if path.is_file()):
         target = folder / file.relative_to(stage)
+        if fresh and file.is_relative_to(inventory):
+            written.append(target)
+            continue
         if target.exists() and file.name in (".gitignore", "README.md", "vault.yml"):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
         written.append(target)
+    if fresh:
+        # the whole at once
+        inventory.replace(folder / "inventory")
     return written
 
 

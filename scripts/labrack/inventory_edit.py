@@ -149,9 +149,14 @@ def problems(inventory: Sequence[Path]) -> tuple[lab.Lab, list[str]]:
 def write(edits: Sequence[Edit]) -> None:
     """Write the edits, each file in one go; UserError where one has changed since it was read."""
     for edit in edits:
+        if edit.before == edit.after:
+            continue
         if (_read(edit.file) if edit.file.exists() else "") != edit.before:
             raise UserError(f"{edit.file} has changed meanwhile; nothing was written to it. Try again.")
-        replace(edit.file, edit.after)
+        try:
+            replace(edit.file, edit.after)
+        except OSError as error:
+            raise UserError(f"{edit.file} can't be written: {error.strerror}. It is as it was.") from None
 
 
 def replace(file: Path, text: str, mode: int = 0o644) -> None:
@@ -205,8 +210,11 @@ def _changed(documents: Mapping[Path, Document]) -> list[Edit]:
 
 
 def _read(file: Path) -> str:
-    # line ends are kept
-    return file.read_bytes().decode()
+    try:
+        # line ends are kept
+        return file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} can't be read: {error}") from None
 
 
 def _definitions(inventory: Sequence[Path]) -> list[inventory_source.Definition]:

@@ -14,11 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.nodes.harness import INVENTORIES, Closet
 
 HOSTS = ("head", "node1", "node2")
 ARCHIVE = "/srv/edit-archive"
+#: A host key that none of the nodes has.
+FOREIGN = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAxtDdLFhjxLPLlaNtxqHH1H52mZ2rmP8yHqLqPDihf0"
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,32 @@ def test_what_somebody_drained_by_hand_stays_so(editor: Editor) -> None:
     finally:
         closet.root("head", "scontrol update nodename=node1 state=resume")
     closet.await_node("node1", lambda state: state == "IDLE", "is idle")
+
+
+def test_a_lab_is_made_of_machines_and_reached_by_pinned_keys(editor: Editor) -> None:
+    lab, folder = editor.closet.lab, editor.inventory.parent / "made"
+    machines = [word for member in lab.nodes for word in ("--machine", f"{member.name}=127.0.0.1:{member.port}")]
+    environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config")}
+    command = [str(Path(sys.executable).with_name("labrack")), "init", str(folder / "lab"), *machines]
+    command += ["--user", "root", "--private-key", str(lab.key), "--no-share", "--accept-host-keys"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
+    assert done.returncode == 0, done.stderr
+    hosts = yaml.safe_load((folder / "lab/inventory/hosts.yml").read_text())
+    assert [*hosts["lab_head"]["hosts"]] == ["head"] and [*hosts["lab_workers"]["hosts"]] == ["node1", "node2"]
+    assert "a100" in (folder / "lab/inventory/hosts.yml").read_text()
+    # what ssh takes is what the nodes have, and no other key
+    pinned = folder / "lab/inventory/known_hosts.txt"
+    for member in lab.nodes:
+        key = editor.closet.root(member.name, "cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub").strip()
+        assert f"[127.0.0.1]:{member.port} ssh-ed25519 {key}\n" in pinned.read_text()
+    ping = [str(Path(sys.executable).with_name("ansible")), "all", "-m", "ansible.builtin.ping"]
+    reached = subprocess.run(ping, capture_output=True, text=True, cwd=folder / "lab", env=environment)
+    assert reached.returncode == 0 and reached.stdout.count("SUCCESS") == 3, reached.stdout + reached.stderr
+    # another machine at these addresses is not taken, but for a connection that is still open
+    pinned.write_text("".join(f"[127.0.0.1]:{member.port} {FOREIGN}\n" for member in lab.nodes))
+    fresh = {**environment, "ANSIBLE_SSH_ARGS": "-o ControlMaster=no"}
+    refused = subprocess.run(ping, capture_output=True, text=True, cwd=folder / "lab", env=fresh)
+    assert refused.returncode != 0 and "Host key verification failed" in refused.stdout + refused.stderr
 
 
 def test_only_nodes_of_the_lab_are_drained(editor: Editor) -> None:

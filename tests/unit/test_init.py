@@ -139,9 +139,16 @@ def test_plain_ansible_takes_the_folder(home: Path) -> None:
     command = [str(ansible), "node1", "-m", "ansible.builtin.debug", "-a", "var=ansible_ssh_common_args"]
     done = subprocess.run(command, cwd=home / "a b", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f'UserKnownHostsFile="{home}/a b/inventory/known_hosts.txt"' in done.stdout.replace("\\", "")
+    assert f'UserKnownHostsFile="{home}/a b/inventory/known_hosts.txt"' in " ".join(done.stdout.split())
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out ansible-playbook's syntax check, which takes seconds and which other tests have."""
+    monkeypatch.setattr(init, "_check_syntax", lambda *_: None)
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("share", [True, False])
 def test_one_machine(home: Path, share: bool) -> None:
     arguments = ["init", "-m", "desk=local", "--user", "admin", "--name", "desk"]
@@ -152,6 +159,7 @@ def test_one_machine(home: Path, share: bool) -> None:
     assert yaml.safe_load((home / "inventory/group_vars/all/lab.yml").read_text())["lab_orchestrator"] == "none"
 
 
+@pytest.mark.usefixtures("quick")
 def test_answers_from_a_file(home: Path) -> None:
     found = {
         "name": "mylab",
@@ -192,6 +200,7 @@ GIVEN = [*MACHINES, "--user", "admin", "--accept-host-keys"]
         ([*GIVEN, "--fingerprint", "SHA256:x"], "somebody stands in between"),
         ([*GIVEN, "--head", "nobody"], "--head nobody: there is no such machine"),
         ([*GIVEN, "--worker", "nobody"], "--worker nobody"),
+        ([*GIVEN, "--worker", "node1"], "node2: neither head nor worker"),
         ([*GIVEN, "--need", "speed"], "--need speed: there is no such need"),
         ([*GIVEN, "--orchestrator", "rke2"], "labrack does not build it yet. Use slurm or none"),
         ([*GIVEN, "--orchestrator", "nomad"], "there is no such orchestrator"),
@@ -218,6 +227,7 @@ def test_wrong_answers(home: Path, text: str, words: str) -> None:
         init.answers(home / "answers.yml")
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_second_time_only_by_force(home: Path) -> None:
     assert labrack_command("init", "mylab", *GIVEN).exit_code == 0
     lab = home / "mylab"
@@ -237,6 +247,7 @@ def test_an_inventory_that_the_rules_refuse_is_not_written(home: Path, monkeypat
     assert not (home / "mylab").exists() and not (home / "config").exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_can_not_be_moved_leaves_no_password(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise shell.UserError("disk full")
@@ -244,6 +255,12 @@ def test_what_can_not_be_moved_leaves_no_password(home: Path, monkeypatch: pytes
     monkeypatch.setattr(init, "_move", fail)
     assert labrack_command("init", "mylab", *GIVEN).exit_code == 1
     assert [path for path in home.rglob("*") if path.is_file() and "state" not in path.parts] == []
+
+
+def test_a_folder_that_can_not_be_written(home: Path) -> None:
+    (home / "file").write_text("")
+    done = labrack_command("init", "file/lab", *GIVEN)
+    assert done.exit_code == 1 and done.stderr.rstrip().endswith("Nothing was changed."), done.stderr
 
 
 @pytest.fixture
@@ -308,7 +325,7 @@ def test_questions_in_a_terminal(home: Path, terminal: Any) -> None:
     assert child.exitstatus == 1 and files(home / "mylab") == before
 
 
-@pytest.mark.parametrize("after", ["What is the lab called", "Are these the machines", "Which one do people log in to"])
+@pytest.mark.parametrize("after", ["What is the lab called", "Which one do people log in to"])
 def test_an_interrupt_leaves_nothing(home: Path, terminal: Any, after: str) -> None:
     child = terminal("mylab", *MACHINES)
     for question, answer in (
