@@ -91,13 +91,25 @@ def state_dir(inventory: Sequence[Path]) -> Path:
     return folder
 
 
+def configuration(inventory: Sequence[Path]) -> Path:
+    """Return the ansible.cfg of a lab: one beside its inventory's folder or in it, else the project's own."""
+    folder = inventory[0] if inventory[0].is_dir() else inventory[0].parent
+    own = [place / "ansible.cfg" for place in (folder, folder.parent)]
+    return next((file for file in own if file.is_file()), shell.home() / "ansible.cfg")
+
+
+def use_configuration(inventory: Sequence[Path]) -> None:
+    """Let Ansible, when it is imported, read a lab's ansible.cfg, unless the environment names another one."""
+    os.environ.setdefault("ANSIBLE_CONFIG", str(configuration(inventory)))
+
+
 def load(inventory: Sequence[Path]) -> Lab:
     """Read an inventory in this process; UserError with Ansible's words where it can't be read.
 
     A vaulted value is read with the passwords that Ansible's own configuration and environment name, and is
     :data:`HIDDEN` without them; a template that can't be resolved stays as it is written.
     """
-    os.environ.setdefault("ANSIBLE_CONFIG", str(shell.home() / "ansible.cfg"))
+    use_configuration(inventory)
     from ansible.constants import config
     from ansible.errors import AnsibleError
     from ansible.inventory.manager import InventoryManager

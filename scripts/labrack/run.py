@@ -29,6 +29,7 @@ import ansible_runner
 
 from ansible_collections.labrack.infra.plugins.plugin_utils.run_record import STEERING, Watch, pending_of, task_line
 
+from .lab import configuration
 from .progress import Step
 from .shell import UserError, home
 
@@ -190,7 +191,7 @@ def run_playbook(
     tasks stand in the outcome; a playbook that ran no task at all still raises.
     """
     environment = {
-        "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
+        "ANSIBLE_CONFIG": str(configuration(inventory)),
         "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_NOCOLOR": "1",
         # ansible-runner switches it off where nobody says otherwise

@@ -42,6 +42,7 @@ ORDER = (
     "test_faults",
     "test_doctor",
     "test_membership",
+    "test_edit",
     "test_backup",
     "test_undo",
     "test_golden_rule",

@@ -189,7 +189,7 @@ def test_demo_that_is_there_keeps_its_way_to_share(state: Path) -> None:
 
 def test_installed_package_carries_what_the_demo_reads() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    for path in ("ansible.cfg", "inventories/demo"):
+    for path in ("ansible.cfg", "inventories/demo", "inventories/closet", "inventories/under_desk"):
         assert (shell.home() / path).exists()
         assert wheel["force-include"][path] == f"labrack/{path}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import Done
 from ansible_collections.labrack.infra.plugins.module_utils.slurm_nodes import (
+    ADMIN_TAG,
+    TAG,
     SlurmNode,
     parse_nodes,
     plan_drain,
@@ -154,3 +157,47 @@ def test_a_node_that_never_registers_is_an_error_with_its_mend(monkeypatch: pyte
     result, asked = resume(monkeypatch, refusals=10**6)
     assert "Invalid node state" in result["failed"] and "journalctl -u slurmd" in result["failed"]
     assert asked > slurm_drain.REGISTRATION_S
+
+
+def admin_drained() -> dict[str, SlurmNode]:
+    return parse_nodes(
+        line("free")
+        + line("admins", "IDLE+DRAIN", tail=f"Reason=labrack-admin: new fan {STAMP}")
+        + line("ours", "IDLE+DRAIN", tail=f"Reason=labrack: configuration change {STAMP}")
+        + line("hand", "IDLE+DRAIN", tail=f"Reason=smells burnt {STAMP}")
+    )
+
+
+def test_no_run_takes_an_admins_drain_back() -> None:
+    nodes = admin_drained()
+    assert [change.subject for change in plan_resume(nodes, nodes)] == ["node ours"]
+    both = plan_resume(nodes, nodes, (TAG, ADMIN_TAG))
+    assert [change.subject for change in both] == ["node admins", "node ours"]
+
+
+def test_an_admins_drain_takes_over_what_a_run_left() -> None:
+    nodes = admin_drained()
+    steps = [change.step for change in plan_drain(nodes, nodes, "new fan", ADMIN_TAG)]
+    assert [step[1] for step in steps] == ["nodename=free", "nodename=ours"]
+    assert {step[3] for step in steps} == {"reason=labrack-admin: new fan"}
+
+
+def test_an_admin_waits_for_no_jobs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[list[str]] = []
+
+    def run(argv: list[str]) -> Done:
+        asked.append(argv)
+        if argv[0] == "squeue":
+            return Done(0, "7 of ada on node1 ends 2026-11-27T02:00:00\n", "")
+        drained = any("state=drain" in words for words in asked)
+        tail = f"Reason=labrack-admin: x {STAMP}" if drained else ""
+        return Done(0, line("node1", "MIXED+DRAIN" if drained else "MIXED", 4, tail), "")
+
+    monkeypatch.setattr(slurm_drain, "run", run)
+    arguments = {"nodes": ["node1"], "reason": "x", "timeout": 0, "by_admin": True}
+    with patch_module_args(arguments), pytest.raises(SystemExit) as ended:
+        slurm_drain.main()
+    result = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 0 and result["changed"]
+    assert result["jobs"] == ["7 of ada on node1 ends 2026-11-27T02:00:00"]
+    assert result["nodes"] == {"node1": {"drained": True, "reason": "labrack-admin: x"}}

@@ -12,6 +12,8 @@ from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 
 #: What a drain by labrack carries in its reason; only such a drain is ever taken back.
 TAG = "labrack:"
+#: What one carries that an admin asked for; no run takes it back, only an admin does.
+ADMIN_TAG = "labrack-admin:"
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,26 @@ def parse_nodes(text: str) -> dict[str, SlurmNode]:
     return nodes
 
 
-def plan_drain(nodes: Mapping[str, SlurmNode], wanted: Iterable[str], reason: str) -> list[Change]:
-    """Plan that the wanted nodes take no new jobs; one that somebody else drained stays as it is."""
+def plan_drain(nodes: Mapping[str, SlurmNode], wanted: Iterable[str], reason: str, tag: str = TAG) -> list[Change]:
+    """Plan that the wanted nodes take no new jobs; one that somebody else drained stays as it is.
+
+    An admin's drain also takes over one of a run that was left, so that no later run takes it back.
+    """
     changes = []
     for name in wanted:
         node = nodes.get(name)
-        if node is not None and not node.drained:
-            step = ("update", f"nodename={name}", "state=drain", f"reason={TAG} {reason}")
-            changes.append(Change(f"node {name}", f"drained: {TAG} {reason}", step=step))
+        if node is not None and (not node.drained or (tag == ADMIN_TAG and node.reason.startswith(TAG))):
+            step = ("update", f"nodename={name}", "state=drain", f"reason={tag} {reason}")
+            changes.append(Change(f"node {name}", f"drained: {tag} {reason}", step=step))
     return changes
 
 
-def plan_resume(nodes: Mapping[str, SlurmNode], wanted: Iterable[str]) -> list[Change]:
-    """Plan that the wanted nodes take jobs again, as far as it was labrack that drained them."""
+def plan_resume(nodes: Mapping[str, SlurmNode], wanted: Iterable[str], tags: tuple[str, ...] = (TAG,)) -> list[Change]:
+    """Plan that the wanted nodes take jobs again, as far as their drain carries one of the tags."""
     changes = []
     for name in wanted:
         node = nodes.get(name)
-        if node is not None and node.drained and node.reason.startswith(TAG):
+        if node is not None and node.drained and node.reason.startswith(tags):
             step = ("update", f"nodename={name}", "state=resume")
             changes.append(Change(f"node {name}", f"resumed after: {node.reason}", step=step))
     return changes

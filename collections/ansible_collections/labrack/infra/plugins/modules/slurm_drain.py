@@ -10,8 +10,8 @@ short_description: Drain Slurm nodes and wait for their jobs, or resume those th
 version_added: 0.1.0
 description:
   - Run it on the controller.
-  - A drain carries labrack's tag in its reason. Only a node with that tag is ever resumed; one that an admin or the
-    health check drained stays drained.
+  - A drain carries labrack's tag in its reason. Only a node with that tag is ever resumed; one that was drained by hand
+    or by the health check stays drained.
 author:
   - labrack contributors (@labrack)
 extends_documentation_fragment:
@@ -32,9 +32,17 @@ options:
     type: str
     default: maintenance
   timeout:
-    description: Seconds to wait for the jobs to end. The nodes stay draining when it runs out.
+    description:
+      - Seconds to wait for the jobs to end. The nodes stay draining when it runs out.
+      - With O(by_admin), V(0) waits for nothing, and the jobs that are left are no failure.
     type: int
     default: 3600
+  by_admin:
+    description:
+      - Whether an admin asks, and no change of the node. The drain then has a tag of its own, so that no run takes
+        it back. An admin resumes what a run left drained as well.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -51,6 +59,15 @@ drained:
   type: list
   elements: str
   returned: always
+jobs:
+  description: The jobs that are left on nodes that drain, in words, when nothing was waited for.
+  type: list
+  elements: str
+  returned: always
+nodes:
+  description: Of each node that Slurm knows, whether it is C(drained) afterwards, and the C(reason).
+  type: dict
+  returned: always
 changes:
   description: What was or would be changed.
   type: list
@@ -65,6 +82,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import run
 from ansible_collections.labrack.infra.plugins.module_utils.slurm_nodes import (
+    ADMIN_TAG,
     TAG,
     SlurmNode,
     parse_nodes,
@@ -84,12 +102,14 @@ def main() -> None:
             "state": {"type": "str", "choices": ["drained", "resumed"], "default": "drained"},
             "reason": {"type": "str", "default": "maintenance"},
             "timeout": {"type": "int", "default": 3600},
+            "by_admin": {"type": "bool", "default": False},
             "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
         },
         supports_check_mode=True,
     )
     wanted = module.params["nodes"]
     draining = module.params["state"] == "drained"
+    by_admin = module.params["by_admin"]
 
     def observe() -> dict[str, SlurmNode]:
         done = run(["scontrol", "--oneliner", "show", "node"])
@@ -98,7 +118,9 @@ def main() -> None:
         return parse_nodes(done.out)
 
     def plan(nodes: dict[str, SlurmNode]) -> list[Change]:
-        return plan_drain(nodes, wanted, module.params["reason"]) if draining else plan_resume(nodes, wanted)
+        if draining:
+            return plan_drain(nodes, wanted, module.params["reason"], ADMIN_TAG if by_admin else TAG)
+        return plan_resume(nodes, wanted, (TAG, ADMIN_TAG) if by_admin else (TAG,))
 
     def apply(changes: list[Change]) -> None:
         deadline = time.monotonic() + REGISTRATION_S
@@ -118,9 +140,24 @@ def main() -> None:
                     break
 
     def extra(nodes: dict[str, SlurmNode]) -> dict[str, object]:
-        if draining and not module.check_mode:
+        left: list[str] = []
+        if draining and by_admin and not module.params["timeout"]:
+            busy = [name for name in wanted if name in nodes and not nodes[name].empty]
+            left = jobs(busy) if busy else []
+        elif draining and not module.check_mode:
             nodes = wait(nodes)
-        return {"drained": [name for name in wanted if name in nodes and nodes[name].reason.startswith(TAG)]}
+        tags = (TAG, ADMIN_TAG) if by_admin else (TAG,)
+        return {
+            "jobs": left,
+            "drained": [name for name in wanted if name in nodes and nodes[name].reason.startswith(tags)],
+            "nodes": {
+                name: {"drained": nodes[name].drained, "reason": nodes[name].reason} for name in wanted if name in nodes
+            },
+        }
+
+    def jobs(names: list[str]) -> list[str]:
+        done = run(["squeue", "--noheader", f"--nodelist={','.join(names)}", "--format=%i of %u on %N ends %e"])
+        return done.out.strip().splitlines()
 
     def wait(nodes: dict[str, SlurmNode]) -> dict[str, SlurmNode]:
         deadline = time.monotonic() + module.params["timeout"]
@@ -129,12 +166,11 @@ def main() -> None:
             if not busy:
                 return nodes
             if time.monotonic() > deadline:
-                jobs = run(["squeue", "--noheader", f"--nodelist={','.join(busy)}", "--format=%i of %u on %N ends %e"])
                 module.fail_json(
                     msg=f"{', '.join(busy)}: jobs still run after {module.params['timeout']} s; the nodes stay "
                     "draining, nothing else was changed. Run it again later, or give them back with "
                     f"scontrol update nodename={','.join(busy)} state=resume",
-                    jobs=jobs.out.strip().splitlines(),
+                    jobs=jobs(busy),
                 )
             time.sleep(2)
             nodes = observe()
