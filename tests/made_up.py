@@ -1,16 +1,21 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Labs that nobody has, for tests of what is shown of one, and for the picture in docs/: `python -m tests.made_up`."""
+"""Labs that nobody has, for tests of what is shown of one. `python -m tests.made_up` writes what is kept of that anew:
+
+the screens in tests/unit/fixtures/status, and docs/status.png, with Debian's chromium.
+"""
 
 from __future__ import annotations
 
+import io
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from ansible_collections.labrack.infra.plugins.module_utils.quota_plan import ENFORCED
 from labrack import page, status
@@ -19,6 +24,8 @@ from labrack.lab import Lab
 NOW = datetime(2026, 3, 2, 17, 4, tzinfo=UTC)
 GIB = 2**20
 ROOT = Path(__file__).parents[1]
+SCREENS = ROOT / "tests/unit/fixtures/status"
+WIDTHS = (80, 120)
 
 Answers = dict[str, dict[str, Any]]
 
@@ -267,15 +274,27 @@ def seen(which: str) -> status.Status:
     return status.assemble(lab, answers, which, now=NOW, **known)
 
 
+def screen(which: str, width: int) -> str:
+    """What is printed of one of :data:`LABS` where there is no terminal."""
+    output = io.StringIO()
+    Console(file=output, width=width, highlight=False).print(status.render(seen(which)))
+    # a table fills its columns
+    return "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
+
+
 def main() -> None:
-    """Write docs/status.png, with Debian's chromium."""
+    """Write the screens and the picture."""
+    SCREENS.mkdir(exist_ok=True)
+    for which in ("closet", "desk", "hostile"):
+        for width in WIDTHS:
+            (SCREENS / f"{which}-{width}.txt").write_text(screen(which, width), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "status.html"
         file.write_text(page.render(seen("closet")), encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1240,1530"]
+        options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,1480"]
         picture = f"--screenshot={ROOT / 'docs/status.png'}"
         subprocess.run(["chromium", *options, picture, file.as_uri()], check=True, timeout=60)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,13 +7,14 @@ Numbers for its pictures are worked out here; the template draws them, and escap
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ansible_collections.labrack.infra.plugins.module_utils import quota_plan
 
@@ -23,8 +24,8 @@ from .status import Card, Circuit, Node, Status
 TEMPLATE = "status.html.j2"
 #: Upper ends of the steps of temperature, in °C; what is hotter has the last colour.
 STEPS = (35, 50, 60, 70, 80)
-#: Machines beside each other in the pictures of the network.
-COLUMNS = {"wide": 5, "narrow": 2}
+#: Machines beside each other in the pictures of the network, on a screen and on a phone.
+COLUMNS = {"wide": 6, "narrow": 2}
 BOX_WIDTH, BOX_HEIGHT, GAP, DROP, MARGIN = 156, 78, 12, 30, 18
 #: Squares for cards that a box has room for.
 MOST_SQUARES = 10
@@ -83,15 +84,7 @@ class Bar:
 
 def render(status: Status, again: float | None = None) -> str:
     """Return the page; with ``again`` it loads itself anew after so many seconds."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(heat=heat, moment=lab_status.moment, size=size, duration=duration, watts=watts)
-    return environment.get_template(TEMPLATE).render(
+    return _template().render(
         status=status,
         summary=lab_status.summary(status),
         again=None if again is None else max(1, round(again)),
@@ -103,6 +96,20 @@ def render(status: Status, again: float | None = None) -> str:
         facts=list(lab_status.runs_facts(status)),
         steps=STEPS,
     )
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(heat=heat, moment=lab_status.moment, size=size, duration=duration, watts=watts)
+    return environment.get_template(TEMPLATE)
 
 
 def heat(card: Card) -> str:
@@ -187,7 +194,7 @@ def _box(node: Node, x: float, y: float) -> Box:
     squares = tuple((x + 10 + 13 * place, card) for place, card in enumerate(node.cards[:MOST_SQUARES]))
     link = speed(node.link.speed_mbit if node.link else None)
     more = len(node.cards) - len(squares)
-    return Box(x, y, node, _short(node.name, 17), _lines(", ".join(node.roles)), link, squares, more)
+    return Box(x, y, node, _short(node.name, 14), _lines(", ".join(node.roles)), link, squares, more)
 
 
 def _short(text: str, most: int) -> str:

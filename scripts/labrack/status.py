@@ -28,10 +28,10 @@ from rich.text import Text
 
 from ansible_collections.labrack.infra.plugins.module_utils import quota_plan, slurm_view, status_observe
 
+from .lab import Lab
 from .shell import UserError
 
 if TYPE_CHECKING:
-    from .lab import Lab
     from .progress import Step
 
 PLAYBOOK = "labrack.infra.status"
@@ -461,6 +461,7 @@ def assemble(
     ``runs`` are lines of the history, the newest last; ``gitops`` is what a head elsewhere left here.
     """
     answers, runs, gitops = clean(dict(answers)), clean(list(runs)), clean(gitops)
+    lab = Lab(lab.inventory, {clean(host): told for host, told in lab.hosts.items()}, clean(dict(lab.groups)))
     hosts = [host for host in lab.members or answers if host in answers]
     told = {host: answers[host]["status"] for host in hosts if "status" in answers[host]}
     slurm = next((one["slurm"] for one in told.values() if one.get("slurm")), None)
@@ -699,7 +700,7 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render it."""
         wide = options.max_width >= WIDE
-        parts: list[RenderableType] = [_headline(self.status), Text(), _nodes_table(self.status.nodes, wide)]
+        parts: list[RenderableType] = [*_headline(self.status), Text(), _nodes_table(self.status.nodes, wide)]
         if self.status.slurm and not self.status.slurm_error:
             parts += [Text(), _jobs_table(self.status.jobs)]
         elif not self.status.slurm:
@@ -751,8 +752,8 @@ def moment(text: str) -> str:
         return text
 
 
-def _headline(status: Status) -> Text:
-    return Text.assemble((status.lab, "bold"), f"  {summary(status)}  ", (moment(status.time), "dim"))
+def _headline(status: Status) -> tuple[Text, Text]:
+    return Text.assemble((status.lab, "bold"), "  ", (moment(status.time), "dim")), Text(summary(status))
 
 
 def _nodes_table(nodes: Sequence[Node], wide: bool) -> Table:
