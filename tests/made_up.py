@@ -60,6 +60,7 @@ def answer(host: str, cards: Sequence[Mapping[str, Any]] = (), **more: Any) -> d
             "os": "Debian GNU/Linux 13 (trixie)",
             "model": "",
             "kernel": "6.12.57+deb13-amd64",
+            "cpu": {"sockets": 1, "cores_per_socket": 32},
             "load": 3.2,
             "cpus": 64,
             "memory_mib": 515000,
@@ -108,9 +109,9 @@ def closet() -> tuple[Lab, Answers, dict[str, Any]]:
     workers = ["node1", "node2", "node3", "node4"]
     circuits = [
         {"name": "wall", "volts": 230, "amps": 16, "nodes": ["head", "node1", "node2"]},
-        {"name": "window", "volts": 230, "amps": 10, "nodes": ["node3", "node4"]},
+        {"name": "window", "volts": 230, "amps": 13, "nodes": ["node3", "node4"]},
     ]
-    hosts = {host: {"lab_circuits": circuits, "lab_base_watts": 250} for host in ["head", *workers]}
+    hosts = {host: {"lab_circuits": circuits, "lab_base_watts": 150} for host in ["head", *workers]}
     groups = {"lab_head": ["head"], "lab_workers": workers}
     groups |= {name: ["head"] for name in ("nfs_server", "slurm_controller", "slurm_database", "slurm_login")}
     queue = [
@@ -196,7 +197,7 @@ def closet() -> tuple[Lab, Answers, dict[str, Any]]:
             "roles": {},
         }
     ]
-    gitops = {"time": "2026-03-02T16:55:00Z", "commit": "4be1f06", "result": "unchanged", "message": ""}
+    gitops = {"time": "2026-03-02T16:55:00Z", "commit": "4be1f06", "result": "in_sync", "message": ""}
     known = {
         "runs": runs,
         "drift": status.Drift(412, (("node3", "file /etc/chrony/chrony.conf: content changed"),)),

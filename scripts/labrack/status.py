@@ -26,7 +26,12 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from ansible_collections.labrack.infra.plugins.module_utils import quota_plan, slurm_view, status_observe
+from ansible_collections.labrack.infra.plugins.module_utils import (
+    power_plan,
+    quota_plan,
+    slurm_view,
+    status_observe,
+)
 
 from .lab import Lab
 from .shell import UserError
@@ -51,10 +56,8 @@ ROLES: Mapping[str, str] = {
 }
 #: Playbooks that change nothing, whose runs are no news.
 _LOOKING = frozenset(("status", "storage_report", "drift", "verify", "preflight", "doctor"))
-#: What a circuit may carry for hours, of what its breaker says (NEC 210.20(A)).
-CONTINUOUS = 0.8
-#: Watts of a machine without its cards, where ``lab_base_watts`` does not say.
-BASE_WATTS = 300.0
+#: How GitOps' last run may have ended without being anything to look at.
+_GITOPS_FINE = ("", "never", "in_sync", "applied", "pending", "busy", "waiting")
 #: Degrees below the card's own limit, or where it does not tell, from which it is hot.
 NEAR_SLOWDOWN, HOT = 5, 88
 #: Percent of a file system from which it is nearly full.
@@ -411,13 +414,17 @@ def read_drift(lab: Lab, log: Path, step: Step) -> Drift | None:
     part = _part("drift")
     if part is None:
         return None
-    reports = [asdict(report) for report in part.read(lab, log, step)]
+    # a node that gives no answer is told of already
+    reports = [report for report in clean(list(part.read(lab, log, step))) if report.get("applied")]
+    if not reports:
+        return None
     return Drift(
-        sum(sum((report.get("checked") or {}).values()) for report in reports),
+        sum(sum(report["checked"].values()) for report in reports),
         tuple(
-            (str(report["host"]), f"{item['kind']} {item['name']}: {item['what']}")
+            (report["host"], f"{item['kind']} {item['name']}: {item['what']}{f' ({words})' if words else ''}")
             for report in reports
             for item in report["items"]
+            for words in (" ".join(filter(None, (item.get("who"), item.get("when")))),)
         ),
     )
 
@@ -475,6 +482,12 @@ def assemble(
     )
     asked = bool(lab.groups.get("slurm_controller"))
     found = next((one["gitops"] for one in told.values() if one.get("gitops")), None) or gitops
+    problems: list[Finding] = []
+    circuits: tuple[Circuit, ...] = ()
+    try:
+        circuits = _circuits(lab, nodes, told)
+    except ValueError as error:
+        problems.append(Finding("warn", "", str(error)))
     status = Status(
         lab=name,
         time=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -485,7 +498,7 @@ def assemble(
         processes=() if asked else tuple(_processes(told)),
         storage=tuple(one["storage"] for one in told.values() if one.get("storage") and one["storage"]["directories"]),
         tailnet=_machines(next((one["tailnet"] for one in told.values() if one.get("tailnet")), [])),
-        circuits=_circuits(lab, nodes),
+        circuits=circuits,
         drift=drift,
         pending=tuple(_pending(runs, hosts)),
         last_run=_last_run(runs),
@@ -493,7 +506,7 @@ def assemble(
         if isinstance(found, Mapping)
         else None,
     )
-    return Status(**{**vars(status), "findings": tuple(_findings(status, told))})
+    return Status(**{**vars(status), "findings": (*_findings(status, told), *problems)})
 
 
 def _job(job: Mapping[str, Any]) -> slurm_view.Job:
@@ -568,25 +581,30 @@ def _processes(told: Mapping[str, Mapping[str, Any]]) -> Iterable[Process]:
                 yield Process(host, card["index"], process["user"], process["name"], process["memory_mib"])
 
 
-def _circuits(lab: Lab, nodes: Sequence[Node]) -> tuple[Circuit, ...]:
-    """The circuits that the inventory declares, with what their machines draw: the cards, and a base for the rest."""
-    declared: Any = next((one["lab_circuits"] for one in lab.hosts.values() if one.get("lab_circuits")), [])
+def _circuits(lab: Lab, nodes: Sequence[Node], told: Mapping[str, Mapping[str, Any]]) -> tuple[Circuit, ...]:
+    """The circuits that the inventory declares: what their machines may draw, and draw by what their cards say.
+
+    What processors draw nobody measures: they are counted by their load. ValueError for a list that is none.
+    """
+    entries: Any = next((one["lab_circuits"] for one in lab.hosts.values() if one.get("lab_circuits")), [])
+    try:
+        feeding = power_plan.circuits(clean(entries))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError("lab_circuits can't be read: `labrack doctor --offline` tells why") from None
+    shares = power_plan.shares(feeding)
     by_name = {node.name: node for node in nodes}
-    found = []
-    for circuit in clean(declared if isinstance(declared, list) else []):
-        loads = []
-        for host in circuit.get("nodes") or []:
-            node = by_name.get(host)
-            base = float(lab.hosts.get(host, {}).get("lab_base_watts") or BASE_WATTS)
-            if node is None or node.error:
-                loads.append(Load(str(host), None, None))
-                continue
-            draw = sum(card.power_draw_w or 0 for card in node.cards)
-            most = sum(card.power_limit_w or 0 for card in node.cards)
-            loads.append(Load(host, base + draw, base + most))
-        breaker = float(circuit.get("volts") or 0) * float(circuit.get("amps") or 0)
-        found.append(Circuit(str(circuit.get("name") or ""), breaker, breaker * CONTINUOUS, tuple(loads)))
-    return tuple(found)
+
+    def load(host: str) -> Load:
+        if host not in told:
+            return Load(host, None, None)
+        node = by_name[host]
+        cards = [{"slurm_type": card.type, "power_limit_w": card.power_limit_w} for card in node.cards]
+        most = power_plan.load(host, lab.hosts.get(host, {}), {"gpus": cards, "cpu": told[host]["cpu"]})
+        busy = min(1.0, (node.load or 0) / (node.cpus or 1))
+        draw = most.base + most.cpu * busy + sum(card.power_draw_w or 0 for card in node.cards)
+        return Load(host, round(draw / shares[host], 1), round(most.watts / shares[host], 1))
+
+    return tuple(Circuit(one.name, one.capacity, one.usable, tuple(map(load, one.nodes))) for one in feeding)
 
 
 def _pending(runs: Sequence[Mapping[str, Any]], hosts: Iterable[str]) -> Iterable[Pending]:
@@ -675,7 +693,7 @@ def _findings(status: Status, told: Mapping[str, Mapping[str, Any]]) -> Iterable
     if status.last_run and not status.last_run.ok:
         at = f" on {', '.join(status.last_run.failed)}" if status.last_run.failed else ""
         tell("bad", "", f"the last run of {status.last_run.playbook} failed{at}")
-    if status.gitops and status.gitops.result not in ("ok", "unchanged", "changed", ""):
+    if status.gitops and status.gitops.result not in _GITOPS_FINE:
         tell("bad", "", f"GitOps: {status.gitops.result}: {status.gitops.message}".rstrip(": "))
     for one in status.pending:
         tell("warn", one.node, f"waits for consent ({one.disruption}): {one.subject}: {one.summary}")
@@ -881,7 +899,7 @@ def runs_facts(status: Status) -> Iterable[tuple[str, str]]:
         yield "Last run", f"{moment(run.time)}: {', '.join(words)}"
     if status.gitops is not None:
         one = status.gitops
-        words = [one.result, one.message, f"commit {_short(one.commit)}" if one.commit else ""]
+        words = [one.result.replace("_", " "), one.message, f"commit {_short(one.commit)}" if one.commit else ""]
         yield "GitOps", f"{moment(one.time)}: {', '.join(word for word in words if word)}"
 
 

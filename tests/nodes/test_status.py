@@ -8,9 +8,9 @@ import html
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from labrack.testnode import node
 from labrack.testnode.docker import docker
 from labrack.testnode.engine import apt_install, os_release
 from tests import made_up
-from tests.nodes.harness import Closet
+from tests.nodes.harness import Closet, until
 
 #: A job's name that would be markup, were it let.
 NAME = "<b>[red]x</b> & 'y'"
@@ -50,32 +50,32 @@ def labrack(closet: Closet, state: Path, *arguments: str) -> subprocess.Complete
 
 
 @pytest.fixture(scope="module")
-def looks(converged: Closet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looks]:
+def looks(converged: Closet, tmp_path_factory: pytest.TempPathFactory) -> Looks:
     state = tmp_path_factory.mktemp("state")
-    folder = home() / "tests/nodes"
+    file = state / "status.html"
+    container = converged.lab.node("node2").container
+    comment = "JOB_GRES=gpu:9 Nodes=node1 CPU_IDs=0 Mem=0 GRES=gpu:9(IDX:0-8)"
     running = converged.start(
-        "ada", f"--job-name=\"{NAME}\" --nodelist=node1 --gres=gpu:1 --comment='GRES=gpu:9(IDX:0-8)'"
+        "ada", f"--job-name={shlex.quote(NAME)} --nodelist=node1 --gres=gpu:1 --comment='{comment}'"
     )
     waiting = converged.submit("ben", "--job-name=big --nodelist=node1 --gres=gpu:2", "sleep 900")
     converged.root("node1", "touch /run/reboot-required; echo linux-image-amd64 > /run/reboot-required.pkgs")
-    container = converged.lab.node("node2").container
     docker("stop", "--time=2", container)
     try:
-        file = state / "status.html"
         shown = labrack(converged, state)
         told = labrack(converged, state, "--json", "--html", str(file))
-        assert shown.returncode == told.returncode == 0, shown.stderr + told.stderr
-        yield Looks(
-            json.loads(told.stdout), shown.stdout, shown.stderr, file.read_text(encoding="utf-8"), running, waiting
-        )
     finally:
         docker("start", container)
         converged.root("node1", "rm -f /run/reboot-required /run/reboot-required.pkgs")
-        converged.root("node2", "until systemctl is-active sshd ssh | grep -qx active; do sleep 0.2; done", check=False)
-        converged.await_node("node2", lambda state: "*" not in state and "NOT_RESPONDING" not in state, "answers")
+        converged.root("head", "scancel --user=ada,ben")
+        until("node2 up", lambda: converged.ssh.run("root@node2", "true").returncode, lambda rc: rc == 0)
+        converged.await_node("node2", lambda words: "NOT_RESPONDING" not in words and "*" not in words, "answers")
+        # a restart that Slurm did not ask for
         converged.root("head", "scontrol update nodename=node2 state=resume", check=False)
         converged.settle()
-        assert folder.is_dir()
+    assert shown.returncode == told.returncode == 0, shown.stderr + told.stderr
+    page = file.read_text(encoding="utf-8")
+    return Looks(json.loads(told.stdout), shown.stdout, shown.stderr, page, running, waiting)
 
 
 def by_name(looks: Looks) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_closet() -> None:
         ("bad", "node4", "no answer: ssh: connect to host 10.0.0.5 port 22: No route to host"),
         ("warn", "node2", "waits for a restart: kernel 6.12.48+deb13-amd64 runs, 6.12.57+deb13-amd64 is installed"),
         ("warn", "head", "/checkpoints is 93 % full"),
-        ("warn", "", "circuit wall may have to carry 4150 W, 2944 W are safe"),
+        ("warn", "", "circuit wall may have to carry 4561 W, 2944 W are safe"),
         ("warn", "node2", "waits for consent (reboot): driver: 580.82.07 → 580.95.05"),
         ("warn", "node3", "changed since the last apply: file /etc/chrony/chrony.conf: content changed"),
         ("note", "head", "ada is over the quota of 500G"),
@@ -111,6 +112,42 @@ def changed(**told: Any) -> Status:
 )
 def test_what_somebody_should_look_at(told: dict[str, Any], finding: tuple[str, str, str]) -> None:
     assert finding in findings(changed(**told))
+
+
+@pytest.mark.parametrize(
+    "declared", ["wall", [1], [{"name": "wall"}], {"wall": 1}, [{"name": "w", "volts": "x", "amps": 1}]]
+)
+def test_circuits_that_nobody_can_read_are_a_finding(declared: Any) -> None:
+    _, answers, _ = made_up.desk()
+    described = made_up.lab_of({"desk": {"lab_circuits": declared}}, {"lab_head": ["desk"]})
+    (one,) = status.assemble(described, answers, "desk").findings
+    assert one.text == "lab_circuits can't be read: `labrack doctor --offline` tells why"
+
+
+def test_a_machine_on_two_circuits_takes_half_of_each() -> None:
+    _, answers, _ = made_up.desk()
+    declared = [{"name": name, "volts": 230, "amps": 16, "nodes": ["desk", "elsewhere"]} for name in ("a", "b")]
+    described = made_up.lab_of({"desk": {"lab_circuits": declared}}, {"lab_head": ["desk"]})
+    one, other = status.assemble(described, answers, "desk").circuits
+    assert (one.usable_w, one.breaker_w) == (2944, 3680) and one.loads == other.loads
+    # two cards of 450 W, a processor with 32 cores, the base: half of it all
+    assert one.most_w == round((900 + 237 + 300) / 2, 1) and 0 < one.draw_w < one.most_w
+    assert one.loads[1] == status.Load("elsewhere", None, None)
+
+
+def test_drift_is_what_the_nodes_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    item = {"kind": "file", "name": "/etc/hosts", "what": "content\x1b", "who": "eva", "when": "2026-03-02T16:00:00Z"}
+    reports = [
+        {"host": "desk", "checked": {"file": 4, "unit": 2}, "applied": {"baseline": "x"}, "items": [item]},
+        {"host": "off", "error": "no route to host"},
+        {"host": "new", "checked": {}, "applied": {}, "items": []},
+    ]
+    monkeypatch.setattr(status, "_part", lambda name: SimpleNamespace(read=lambda *_: reports))
+    described = made_up.desk()[0]
+    found = status.read_drift(described, tmp_path / "log", Any)  # type: ignore[arg-type]
+    assert found == status.Drift(6, (("desk", "file /etc/hosts: content� (eva 2026-03-02T16:00:00Z)"),))
+    monkeypatch.setattr(status, "_part", lambda name: None)
+    assert status.read_drift(described, tmp_path / "log", Any) is None  # type: ignore[arg-type]
 
 
 def test_a_card_that_is_warm_is_no_finding() -> None:
@@ -283,7 +320,7 @@ def test_hostile_texts_are_texts() -> None:
 
 def test_the_page_of_a_closet() -> None:
     texts = " ".join(" ".join(Elements(page.render(made_up.seen("closet"))).texts).split())
-    for words in ("4 / 5 nodes answer", "vit-large-pretrain", "93 % of 15.6T used", "2776 W now", "GitOps", "10G"):
+    for words in ("4 / 5 nodes answer", "vit-large-pretrain", "93 % of 15.6T used", "2511 W now", "GitOps", "10G"):
         assert words in texts, words
 
 

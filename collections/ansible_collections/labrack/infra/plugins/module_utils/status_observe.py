@@ -23,7 +23,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.driver_observe impor
 )
 from ansible_collections.labrack.infra.plugins.module_utils.gpu_details import gpu_details
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, read_text, run
-from ansible_collections.labrack.infra.plugins.module_utils.node_observe import os_release, virtualization
+from ansible_collections.labrack.infra.plugins.module_utils.node_observe import cpu_topology, os_release, virtualization
 from ansible_collections.labrack.infra.plugins.module_utils.nvidia_observe import (
     SMI,
     Runner,
@@ -63,10 +63,12 @@ def observe(
     kernels, flavour = observe_kernels(root, kernel, runner)
     driver = observe_driver(root, nvidia, cards, smi.out, {}, kernels, flavour, {})
     use = gpu_use(smi.out)
+    topology: Mapping[str, Any] = cpu_topology(root)
     return {
         "os": os_release(root)["pretty"],
         "model": hardware_observe.model(root),
         "kernel": kernel,
+        "cpu": {key: topology[key] for key in ("sockets", "cores_per_socket")},
         **load(root),
         "link": link(address, root, runner),
         "gpus": [

@@ -91,6 +91,10 @@ status:
       description: The running kernel's release.
       returned: always
       type: str
+    cpu:
+      description: C(sockets) and C(cores_per_socket).
+      returned: always
+      type: dict
     load:
       description: The load average of one minute, null where it can't be read, as the four below.
       returned: always
