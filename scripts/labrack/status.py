@@ -17,7 +17,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,10 @@ from ansible_collections.labrack.infra.plugins.module_utils import (
     status_observe,
 )
 
-from .lab import Lab
 from .shell import UserError
 
 if TYPE_CHECKING:
+    from .lab import Lab
     from .progress import Step
 
 PLAYBOOK = "labrack.infra.status"
@@ -468,7 +468,7 @@ def assemble(
     ``runs`` are lines of the history, the newest last; ``gitops`` is what a head elsewhere left here.
     """
     answers, runs, gitops = clean(dict(answers)), clean(list(runs)), clean(gitops)
-    lab = Lab(lab.inventory, {clean(host): told for host, told in lab.hosts.items()}, clean(dict(lab.groups)))
+    lab = replace(lab, hosts={clean(host): told for host, told in lab.hosts.items()}, groups=clean(dict(lab.groups)))
     hosts = [host for host in lab.members or answers if host in answers]
     told = {host: answers[host]["status"] for host in hosts if "status" in answers[host]}
     slurm = next((one["slurm"] for one in told.values() if one.get("slurm")), None)
@@ -506,7 +506,7 @@ def assemble(
         if isinstance(found, Mapping)
         else None,
     )
-    return Status(**{**vars(status), "findings": (*_findings(status, told), *problems)})
+    return replace(status, findings=(*_findings(status, told), *problems))
 
 
 def _job(job: Mapping[str, Any]) -> slurm_view.Job:
