@@ -157,7 +157,7 @@ def topology(status: Status, columns: int) -> Topology:
     online = {machine.name: machine.online for machine in status.tailnet}
     boxes: list[Box] = []
     lines: list[Line] = []
-    top = 26.0
+    top, height = 26.0, 26.0
     bus, tail = [], []
     for row in rows:
         bus.append(top)
@@ -177,12 +177,12 @@ def topology(status: Status, columns: int) -> Topology:
         joined = [x for x, y in tail if y == below + 12]
         if joined:
             lines.append(Line(min(joined), below + 12, width - 6.0, below + 12, "tail on"))
-        top = below + (34 if joined else 22)
+        top, height = below + (34 if joined else 22), below + (16 if joined else 4)
     if len(bus) > 1:
         lines.append(Line(6.0, bus[0], 6.0, bus[-1], "link bus"))
     if tail:
         lines.append(Line(width - 6.0, 20, width - 6.0, tail[-1][1], "tail on"))
-    return Topology(width, top, tuple(boxes), tuple(lines), bool(tail))
+    return Topology(width, height, tuple(boxes), tuple(lines), bool(tail))
 
 
 def _thickness(node: Node) -> str:
