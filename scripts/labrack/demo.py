@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from . import demo_tailnet, ssh, status
-from .progress import Progress
+from .lab import load
+from .progress import Progress, Step
 from .run import Outcome, run_playbook
 from .shell import home
 from .ssh import Ssh
@@ -97,11 +99,11 @@ def up(system: str, script: bool, progress: Progress, tailnet: bool = False) -> 
     if script:
         with progress.step("Script") as step:
             step.say("Two researchers share the cards of node1")
-            Story(console, _ssh()).play()
+            Story(console, _ssh(), read_status).play()
             step.summary = "every line above was checked"
     if tailnet:
         with progress.step("Names") as step:
-            Story(console, _ssh()).names(CARDS)
+            Story(console, _ssh(), read_status).names(CARDS)
             step.summary = "every line above was checked"
     console.print()
     console.print(_times(progress.seconds))
@@ -124,12 +126,14 @@ def down(progress: Progress) -> None:
 
 
 def read_status() -> status.Status:
-    """The cluster's nodes, GPUs and queue. Raises :class:`.testnode.docker.LabError` where no demo is up."""
+    """The demo as ``labrack status`` has it. Raises :class:`.testnode.docker.LabError` where no demo is up."""
     try:
         node.load(state_dir())
     except node.NodeError:
         raise LabError("The demo is not up. Start it with `labrack demo up`.") from None
-    return status.read(HEAD, lambda host, command: _ssh().output(f"root@{host}", command))
+    # nobody sees this step: an answer takes some seconds
+    silent = Step("Status", Console(stderr=True), live=True)
+    return status.read(load([home() / "inventories/demo"]), state_dir() / "status.log", silent)
 
 
 def _converge(progress: Progress, name: str, log: str, tags: Sequence[str] = ()) -> None:

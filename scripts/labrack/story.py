@@ -39,7 +39,7 @@ def expect(condition: object, what: str, seen: str) -> None:
         raise StoryError(f"Expected: {what}.\nSeen: {seen.strip() or 'nothing'}")
 
 
-def until(what: str, probe: Callable[[], status.Status], holds: Callable[[status.Status], bool]) -> None:
+def until(what: str, probe: Callable[[], status.Cluster], holds: Callable[[status.Cluster], bool]) -> None:
     """Wait until the cluster is as wanted; :class:`StoryError` with its state after :data:`PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
     while not holds(seen := probe()):
@@ -56,6 +56,8 @@ class Story:
 
     console: Console
     ssh: Ssh
+    #: What ``labrack demo status`` shows.
+    whole: Callable[[], status.Status]
 
     def play(self) -> None:
         """Play it all; :class:`StoryError` where a claim doesn't hold. The queue is empty before and after."""
@@ -75,7 +77,7 @@ class Story:
     def names(self, hosts: Collection[str]) -> None:
         """Let each host find every other by its name in the tailnet; :class:`StoryError` where one doesn't."""
 
-        def there(seen: status.Status) -> list[status.Machine]:
+        def there(seen: status.Cluster) -> list[status.Machine]:
             return [machine for machine in seen.tailnet if machine.name in hosts]
 
         until(f"{', '.join(hosts)} in the tailnet", self._status, lambda seen: len(there(seen)) == len(hosts))
@@ -137,7 +139,7 @@ class Story:
         expect(re.search(r"ada +train +RUNNING ", printed), "ada RUNNING", printed)
         self._tell("The same as labrack shows it:")
         self._prompt("you", "labrack demo status")
-        self.console.print(Padding(status.render(self._status()), (0, 0, 0, 2), expand=False))
+        self.console.print(Padding(status.render(self.whole()), (0, 0, 0, 2), expand=False))
         return ben
 
     def _take_turns(self, ben: subprocess.Popen[str]) -> None:
@@ -172,8 +174,8 @@ class Story:
         self.ssh.output(f"root@{HEAD}", f"scancel -u ada && scancel -u ben && rm -f {CHECKPOINT}")
         until("an empty queue", self._status, lambda seen: not seen.jobs)
 
-    def _status(self) -> status.Status:
-        return status.read(HEAD, lambda host, command: self.ssh.output(f"root@{host}", command))
+    def _status(self) -> status.Cluster:
+        return status.look(HEAD, lambda host, command: self.ssh.output(f"root@{host}", command))
 
     def _do(self, user: str, command: str) -> str:
         """Run a command as a researcher on the head, show both it and its output, and return the output."""
@@ -200,5 +202,5 @@ class Story:
             self.console.print(Text("  ").append_text(line), soft_wrap=True)
 
 
-def _states(seen: status.Status) -> dict[str, str]:
+def _states(seen: status.Cluster) -> dict[str, str]:
     return {job.user: job.state for job in seen.jobs}

@@ -36,6 +36,7 @@ ORDER = (
     "test_health",
     "test_running_jobs",
     "test_accounting",
+    "test_status",
     "test_pending",
     "test_plan",
     "test_drift",

@@ -17,12 +17,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import labrack
-from labrack import cli, demo, demo_tailnet, shell, ssh, status, story
+from labrack import cli, demo, demo_tailnet, shell, ssh, story
 from labrack.progress import Progress
 from labrack.run import Failure, RunError
 from labrack.testnode import engine, node
 from labrack.testnode.docker import LabError
 from labrack.testnode.tailnet import CERTIFICATES
+from tests import made_up
 from tests.tailnet import binaries
 
 ROOT = Path(__file__).parents[2]
@@ -112,32 +113,10 @@ def test_status_without_a_demo() -> None:
 
 
 def test_status_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = status.Gpus("rtx_4090", 1, 2, (31, 32))
-    job = status.Job("7", "train", "ada", "running", 1, "0:03", "node1")
-    seen = status.Status((status.Node("node1", "mixed", "", (gpus,)),), (job,))
-    monkeypatch.setattr(demo, "read_status", lambda: seen)
-    assert json.loads(labrack_command("demo", "status", "--json").stdout) == {
-        "nodes": [
-            {
-                "name": "node1",
-                "state": "mixed",
-                "reason": "",
-                "gpus": [{"type": "rtx_4090", "used": 1, "total": 2, "temperatures_c": [31, 32]}],
-            }
-        ],
-        "jobs": [
-            {
-                "id": "7",
-                "name": "train",
-                "user": "ada",
-                "state": "running",
-                "gpus": 1,
-                "time": "0:03",
-                "where": "node1",
-            }
-        ],
-        "tailnet": [],
-    }
+    monkeypatch.setattr(demo, "read_status", lambda: made_up.seen("desk"))
+    told = json.loads(labrack_command("demo", "status", "--json").stdout)
+    assert told == json.loads(json.dumps(made_up.seen("desk").to_json()))
+    assert "python3" in labrack_command("demo", "status").stdout
 
 
 def test_down_without_a_demo(state: Path) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -59,13 +58,13 @@ def demo_up(
 def demo_status(
     as_json: shell.JsonOption = False,
 ) -> None:
-    """Show the demo's nodes, GPUs and queue."""
+    """Show the demo as `labrack status -i` shows a lab."""
     from .. import demo, status
 
     with shell.errors():
         seen = demo.read_status()
         if as_json:
-            typer.echo(json.dumps(asdict(seen), indent=2))
+            typer.echo(json.dumps(seen.to_json(), indent=2))
         else:
             shell.console().print(status.render(seen))
 

@@ -1,14 +1,26 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What file systems and directories are on a host, with their quotas. Standard library only, no Ansible import."""
+"""What file systems and directories are on a host, with their quotas, and the report of it all.
+
+Standard library only, no Ansible import.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import pwd
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
-from ansible_collections.labrack.infra.plugins.module_utils import disk_quota, hardware_observe, posix_acl
+from ansible_collections.labrack.infra.plugins.module_utils import (
+    disk_quota,
+    hardware_observe,
+    posix_acl,
+    storage_layout,
+    storage_report,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.nfs_plan import Filesystem, Folder
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import read_text
 from ansible_collections.labrack.infra.plugins.module_utils.quota_plan import Quotas
@@ -74,3 +86,28 @@ def folder(path: str, top: str = "") -> Folder | None:
         info = os.stat(place)
         mode = f"{info.st_mode & 0o7777:04o}"
         return Folder(mode, info.st_uid, info.st_gid, posix_acl.read(place), disk_quota.project_of(place))
+
+
+def report(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of :func:`.storage_report.report` for this host (OSError: not root).
+
+    ``params`` are those of the module ``storage_report``.
+    """
+    directories = storage_layout.read(params["directories"], params["servers"])
+    projects = [str(one["path"]) for one in params["projects"]]
+    found = filesystems()
+    sources = [one.source for one in storage_report.own(directories, params["host"])]
+    shared = [storage_layout.on_server(directories, path) for path in projects]
+    sizes = {}
+    for mount in {_mount(found, path) for path in (*sources, *shared)} & set(found):
+        found[mount] = replace(found[mount], quotas=quotas(found[mount]))
+        space = os.statvfs(mount)
+        sizes[mount] = space.f_blocks * space.f_frsize // 1024, space.f_bavail * space.f_frsize // 1024
+    names = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
+    names.update({int(number): name for name, number in params["uids"].items()})
+    folders = {path: there for path in shared if (there := folder(path)) is not None}
+    return storage_report.report(params["host"], directories, projects, found, fstab(), sizes, folders, names)
+
+
+def _mount(found: Mapping[str, Filesystem], path: str) -> str:
+    return max((point for point in found if storage_layout.inside(path, point)), key=len, default="/")

@@ -66,15 +66,11 @@ storage:
   type: dict
 """
 
-import os
-import pwd
-from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.labrack.infra.plugins.module_utils import storage_layout, storage_observe, storage_report
-from ansible_collections.labrack.infra.plugins.module_utils.nfs_plan import Filesystem
+from ansible_collections.labrack.infra.plugins.module_utils import storage_observe
 
 LISTS = {"type": "list", "elements": "dict", "default": []}
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -86,35 +82,11 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def read(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the document of :func:`storage_report.report` for this host (OSError)."""
-    directories = storage_layout.read(params["directories"], params["servers"])
-    projects = [str(one["path"]) for one in params["projects"]]
-    filesystems = storage_observe.filesystems()
-    sources = [one.source for one in storage_report.own(directories, params["host"])]
-    shared = [storage_layout.on_server(directories, path) for path in projects]
-    sizes = {}
-    for mount in {_mount(filesystems, path) for path in (*sources, *shared)} & set(filesystems):
-        filesystems[mount] = replace(filesystems[mount], quotas=storage_observe.quotas(filesystems[mount]))
-        space = os.statvfs(mount)
-        sizes[mount] = space.f_blocks * space.f_frsize // 1024, space.f_bavail * space.f_frsize // 1024
-    names = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
-    names.update({int(number): name for name, number in params["uids"].items()})
-    folders = {path: found for path in shared if (found := storage_observe.folder(path)) is not None}
-    return storage_report.report(
-        params["host"], directories, projects, filesystems, storage_observe.fstab(), sizes, folders, names
-    )
-
-
-def _mount(filesystems: dict[str, Filesystem], path: str) -> str:
-    return max((point for point in filesystems if storage_layout.inside(path, point)), key=len, default="/")
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     try:
-        module.exit_json(changed=False, storage=read(module.params))
+        module.exit_json(changed=False, storage=storage_observe.report(module.params))
     except OSError as error:
         module.fail_json(msg=f"the quotas can't be read: {error}. Mend: run it as root")
 
