@@ -28,3 +28,5 @@ fi
 echo "Installing labrack and its tools in .venv"
 unset VIRTUAL_ENV
 UV_PROJECT_ENVIRONMENT=.venv UV_PYTHON_DOWNLOADS=never "$uv/bin/uv" sync --locked --python "$python"
+# the editable installation has copies of what the wheel takes from elsewhere, and Python would find them first
+rm -rf .venv/lib/python*/site-packages/ansible_collections/labrack .venv/lib/python*/site-packages/labrack

@@ -7,12 +7,15 @@ Only :func:`load` imports Ansible, which takes a while.
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ansible_collections.labrack.infra.plugins.plugin_utils.run_record import lab_folder
 
 from . import shell
 from .shell import UserError
@@ -80,9 +83,7 @@ def inventory(given: Sequence[Path] | None) -> tuple[Path, ...]:
 
 def state_dir(inventory: Sequence[Path]) -> Path:
     """Return where labrack keeps what it knows of the lab with this inventory: logs, history. It is made, 0700."""
-    name = inventory[0].stem if inventory[0].is_file() or inventory[0].name != "inventory" else inventory[0].parent.name
-    digest = hashlib.sha256(os.fsencode("\0".join(map(str, inventory)))).hexdigest()[:8]
-    folder = shell.state_home() / f"{name}-{digest}"
+    folder = lab_folder(inventory)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
@@ -107,7 +108,7 @@ def load(inventory: Sequence[Path]) -> Lab:
     try:
         # both are of the process, which reads several inventories in tests alone
         if AnsibleCollectionConfig.collection_finder is None:
-            init_plugin_loader()
+            _install_loader(init_plugin_loader)
         loader = DataLoader()
         if VaultSecretsContext.current(optional=True) is None:
             file = config.get_config_value("DEFAULT_VAULT_PASSWORD_FILE")
@@ -121,6 +122,23 @@ def load(inventory: Sequence[Path]) -> Lab:
     except AnsibleError as error:
         raise UserError(f"The inventory can't be read: {error}") from None
     return Lab(tuple(inventory), hosts, groups)
+
+
+def _install_loader(install: Callable[[], None]) -> None:
+    """Let Ansible load collections in this process, where Python may have loaded some of them by itself.
+
+    Ansible's loader wants to have made the packages. The modules in them stay the ones that they are.
+    """
+    names = sorted(name for name in sys.modules if name.partition(".")[0] == "ansible_collections")
+    modules = {name: sys.modules[name] for name in names if getattr(sys.modules[name], "__file__", None)}
+    for name in {*names} - {*modules}:
+        del sys.modules[name]
+    install()
+    for name in names:
+        module = importlib.import_module(name)
+        parent, _dot, own = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], own, module)
 
 
 def _resolved(loader: Any, variables: dict[str, Any]) -> dict[str, Any]:

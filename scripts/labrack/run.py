@@ -8,8 +8,11 @@ artifacts, which name the environment and hold every task's result, live in a pr
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,8 +26,10 @@ from typing import Any, TextIO
 
 import ansible_runner
 
+from ansible_collections.labrack.infra.plugins.plugin_utils.run_record import STEERING, Watch, pending_of
+
 from .progress import Step
-from .shell import home
+from .shell import UserError, home
 
 #: Events that end a task on a host, with the word for how it ended.
 _ENDINGS = {
@@ -35,6 +40,12 @@ _ENDINGS = {
 }
 #: Actions that do nothing on a node, and are not shown.
 _STEERING = ("include_tasks", "include_role", "set_fact", "validate_argument_spec")
+#: What ansible-playbook asks for on a terminal: its options, and the prompt that they make.
+_PROMPTS = (
+    (("-k", "--ask-pass", "--connection-password"), "SSH password", r"^SSH password:\s*?$"),
+    (("-K", "--ask-become-pass"), "BECOME password", r"^BECOME password.*:\s*?$"),
+    (("-J", "--ask-vault-pass", "--ask-vault-password"), "Vault password", r"^Vault password.*:\s*?$"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,102 @@ class RunError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class TaskResult:
+    """How a task ended on a host; one that was skipped or does nothing on a node has none.
+
+    ``role`` is without the collection, "" outside of roles. ``ending`` is ok, changed, failed, unreachable, or done
+    where no_log hides whether it changed anything. ``changes`` and ``pending`` are what a labrack module says, each
+    with subject, summary and disruption; ``diff`` has texts ``header``, ``before`` and ``after``; ``drains`` names the
+    nodes whose jobs would have to end first. ``seconds`` is how long it took on this host.
+    """
+
+    host: str
+    role: str
+    task: str
+    action: str
+    ending: str
+    changes: tuple[Mapping[str, str], ...] = ()
+    pending: tuple[Mapping[str, str], ...] = ()
+    diff: tuple[Mapping[str, str], ...] = ()
+    drains: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a playbook that succeeded did."""
+    """What a playbook did."""
 
     #: Changed tasks of each host.
     changed: Mapping[str, int]
     #: Tasks that ran on each host.
     ran: Mapping[str, int]
+    tasks: tuple[TaskResult, ...] = ()
+    #: Empty but for a run that tolerates failures.
+    failures: tuple[Failure, ...] = ()
+    #: Hosts that did not answer.
+    unreachable: tuple[str, ...] = ()
+    #: Seconds of each role, in the order of the first task.
+    roles: Mapping[str, float] = field(default_factory=dict)
+
+
+def command(
+    playbook: str,
+    inventory: Sequence[Path],
+    tags: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+    *,
+    check: bool = False,
+    diff: bool = False,
+    limit: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+) -> list[str]:
+    """Return the command line of :func:`run_playbook`, as one would type it where ansible.cfg is found."""
+    options = _options(tags, variables, check, diff, limit, arguments)
+    sources = [word for path in inventory for word in ("-i", str(path))]
+    return ["ansible-playbook", *options, *sources, playbook]
+
+
+def printed(argv: Sequence[str]) -> str:
+    """Return a line for a shell that runs :func:`command`'s words as labrack would, from any directory."""
+    own = Path(sys.executable).with_name(argv[0])
+    program = str(own) if own.exists() and shutil.which(argv[0]) != str(own) else argv[0]
+    config = [] if Path.cwd() == home() else [f"ANSIBLE_CONFIG={shlex.quote(str(home() / 'ansible.cfg'))}"]
+    return " ".join([*config, shlex.join([program, *argv[1:]])])
+
+
+def _options(
+    tags: Sequence[str],
+    variables: Mapping[str, str] | None,
+    check: bool,
+    diff: bool,
+    limit: Sequence[str],
+    arguments: Sequence[str],
+) -> list[str]:
+    found = [option for option, wanted in (("--check", check), ("--diff", diff)) if wanted]
+    found += ["--tags", ",".join(tags)] if tags else []
+    found += ["--limit", ",".join(limit)] if limit else []
+    # as JSON, since key=value is split at blanks
+    found += ["-e", json.dumps(dict(variables))] if variables else []
+    return [*found, *arguments]
+
+
+def passwords(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Ask for the passwords that ``--ask-vault-pass`` and the like in ``arguments`` mean, once for several runs.
+
+    Returns the arguments as they are and, for :func:`run_playbook`, the answer to each prompt. UserError where one
+    would have to be asked and there is no terminal.
+    """
+    answers: dict[str, str] = {}
+    for options, words, prompt in _PROMPTS:
+        asked = [one for one in arguments if one in options]
+        if asked and not sys.stdin.isatty():
+            raise UserError(
+                f"{asked[0]} asks for a password, and there is no terminal to ask on. Name a file with "
+                "--vault-password-file, --become-password-file or --connection-password-file instead."
+            )
+        if asked:
+            answers[prompt] = getpass.getpass(f"{words}: ")
+    return list(arguments), answers
 
 
 def run_playbook(
@@ -72,12 +172,21 @@ def run_playbook(
     step: Step,
     tags: Sequence[str] = (),
     variables: Mapping[str, str] | None = None,
+    *,
+    check: bool = False,
+    diff: bool = False,
+    limit: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+    tolerate: bool = False,
+    answers: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a playbook, named by its FQCN or path, with the project's own ansible.cfg; show its progress in ``step``.
 
-    ``tags`` are those to run, all if there are none. ``variables`` are extra ones, and no secrets, as they are on the
-    command line. ``log`` is written anew. Raises :class:`RunError` when a task or the playbook fails, and
-    KeyboardInterrupt, after ansible-playbook has ended, when the user stops it.
+    ``tags`` are those to run, all if there are none; ``limit`` patterns of hosts. ``variables`` are extra ones, and no
+    secrets, as they are on the command line. ``arguments`` are further ones of ansible-playbook, ``answers`` those of
+    :func:`passwords`. ``log`` is written anew. Raises :class:`RunError` when a task or the playbook fails, and
+    KeyboardInterrupt, after ansible-playbook has ended, when the user stops it. With ``tolerate`` the failures of
+    tasks stand in the outcome; a playbook that ran no task at all still raises.
     """
     environment = {
         "ANSIBLE_CONFIG": str(home() / "ansible.cfg"),
@@ -102,8 +211,8 @@ def run_playbook(
             project_dir=str(home()),
             playbook=playbook,
             inventory=[str(path) for path in inventory],
-            extravars=dict(variables or {}),
-            tags=",".join(tags),
+            cmdline=shlex.join(_options(tags, variables, check, diff, limit, arguments)) or None,
+            passwords=dict(answers or {}),
             envvars=environment,
             event_handler=events,
             cancel_callback=interrupted.is_set,
@@ -113,8 +222,10 @@ def run_playbook(
     if interrupted.is_set():
         raise KeyboardInterrupt
     if runner.rc != 0:
-        raise RunError(events.failures or [_unexplained(playbook, log)], log)
-    return Outcome(events.changed, events.ran)
+        failures = events.failures or [_unexplained(playbook, log)]
+        if not (tolerate and events.failures):
+            raise RunError(failures, log)
+    return events.outcome()
 
 
 @dataclass
@@ -126,6 +237,9 @@ class Events:
     failures: list[Failure] = field(default_factory=list)
     changed: dict[str, int] = field(default_factory=dict)
     ran: dict[str, int] = field(default_factory=dict)
+    tasks: list[TaskResult] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+    _watch: Watch = field(default_factory=Watch)
     _task: str = ""
     _steering: bool = False
     _started: float = 0.0
@@ -141,6 +255,7 @@ class Events:
         if kind in ("playbook_on_task_start", "playbook_on_handler_task_start"):
             self._finish_task()
             self._task, self._started = data["task"], time.monotonic()
+            self._watch.start(data.get("role") or "", self._task, self._started)
             self._steering = data.get("task_action", "").rpartition(".")[2] in _STEERING
             if not self._steering:
                 self.step.doing(self._task)
@@ -150,13 +265,27 @@ class Events:
             self._end(_ENDINGS[kind], data)
         elif kind == "playbook_on_stats":
             self._finish_task()
+            self._watch.stop(time.monotonic())
             self.changed = {host: data.get("changed", {}).get(host, 0) for host in data.get("processed", {})}
         return False
+
+    def outcome(self) -> Outcome:
+        """Return what was seen."""
+        return Outcome(
+            self.changed,
+            self.ran,
+            tuple(self.tasks),
+            tuple(self.failures),
+            tuple(dict.fromkeys(self.unreachable)),
+            self._watch.roles,
+        )
 
     def _end(self, ending: str, data: Mapping[str, Any]) -> None:
         host, result = data["host"], data.get("res", {})
         if ending in ("failed", "unreachable") and not data.get("ignore_errors"):
             self.failures.append(Failure(host, data["task"], message(result)))
+            if ending == "unreachable":
+                self.unreachable.append(host)
         if self._steering:
             return
         if ending == "ok":
@@ -165,6 +294,8 @@ class Events:
         self._ended[host] = ending
         if ending != "skipped":
             self.ran[host] = self.ran.get(host, 0) + 1
+            if data.get("task_action", "").rpartition(".")[2] not in STEERING:
+                self.tasks.append(_task_result(data, ending))
         self.step.node(host, "", self.ran.get(host, 0))
 
     def _finish_task(self) -> None:
@@ -177,6 +308,49 @@ class Events:
         if by_ending:
             endings = "; ".join(f"{ending} on {', '.join(hosts)}" for ending, hosts in sorted(by_ending.items()))
             self.step.finished(f"{self._task}: {endings}", time.monotonic() - self._started)
+
+
+def _task_result(data: Mapping[str, Any], ending: str) -> TaskResult:
+    result = data.get("res", {})
+    changes = result.get("changes")
+    drains = result.get("drain")
+    return TaskResult(
+        data["host"],
+        (data.get("role") or "").rpartition(".")[2],
+        data["task"],
+        data.get("task_action", ""),
+        ending,
+        tuple(one for one in changes if isinstance(one, dict) and "subject" in one)
+        if isinstance(changes, list)
+        else (),
+        tuple(pending_of(result)),
+        tuple(_diffs(result)),
+        tuple(map(str, drains)) if isinstance(drains, list) else (),
+        float(data.get("duration") or 0.0),
+    )
+
+
+def _diffs(result: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
+    """Yield the differences in a result, of its items too, which a module gives as one or a list."""
+    for item in result.get("results") or ():
+        if isinstance(item, dict):
+            yield from _diffs(item)
+    found = result.get("diff")
+    for one in found if isinstance(found, list) else [found]:
+        if not isinstance(one, dict):
+            continue
+        if "prepared" in one:
+            yield {"header": "", "before": "", "after": str(one["prepared"])}
+        elif one.get("before", "") != one.get("after", ""):
+            texts = {key: one[key] if isinstance(one.get(key), str) else _json(one.get(key)) for key in _SIDES}
+            yield {"header": str(one.get("before_header") or one.get("after_header") or ""), **texts}
+
+
+_SIDES = ("before", "after")
+
+
+def _json(value: Any) -> str:
+    return "" if value is None else json.dumps(value, indent=2, sort_keys=True)
 
 
 def message(result: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ Nothing heavy is imported here, as every start of the command pays for it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,4 +102,6 @@ def home() -> Path:
 
 def state_home() -> Path:
     """Return the directory of labrack's own files about labs: ``~/.local/state/labrack`` unless XDG says otherwise."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "labrack"
+    from ansible_collections.labrack.infra.plugins.plugin_utils import run_record
+
+    return run_record.state_home()

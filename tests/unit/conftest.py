@@ -4,7 +4,20 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")
+
+# Ansible's loader of collections, once it is in a process, takes none that is found twice: installed, and by pytest
+sys.path[:] = dict.fromkeys(sys.path)
+
+
+@pytest.fixture(autouse=True)
+def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test leaves a history in the home of whoever runs it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
