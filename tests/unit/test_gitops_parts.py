@@ -10,6 +10,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ansible_collections.labrack.infra.plugins.module_utils.lease import Lease, holder
 from ansible_collections.labrack.infra.plugins.module_utils.maintenance_window import (
     DAYS,
@@ -18,9 +21,6 @@ from ansible_collections.labrack.infra.plugins.module_utils.maintenance_window i
     is_open,
     opens,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from labrack import gitops_config
 from labrack.gitops_repository import KEPT, Denied, GitError, Repository
 from labrack.shell import UserError
@@ -66,7 +66,16 @@ def test_windows(text: str, moment: str, open_then: bool) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Sat", "Sat 2:00-6:00", "Sam 02:00-06:00", "Sat 02:00-02:00", "Sat 25:00-26:00", "24:00-03:00", "Sat-Sun-Mon 1"],
+    [
+        "",
+        "Sat",
+        "Sat 2:00-6:00",
+        "Sam 02:00-06:00",
+        "Sat 02:00-02:00",
+        "Sat 25:00-26:00",
+        "24:00-03:00",
+        "Sat-Sun-Mon 1",
+    ],
 )
 def test_what_is_no_window(text: str) -> None:
     with pytest.raises(WindowError, match=r"Mend: "):
