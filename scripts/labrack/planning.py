@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from ansible_collections.labrack.infra.plugins.plugin_utils.run_record import co
 from .lab import Lab
 from .progress import Step
 from .run import Failure, Outcome, RunError, TaskResult, run_playbook
-from .shell import CHANGES, FAILED, OK, UserError
+from .shell import CHANGES, FAILED, OK, BusyError, UsageError, UserError
 
 SCHEMA = 1
 JOBS_PLAYBOOK = "labrack.infra.running_jobs"
@@ -149,6 +151,7 @@ class HostResult:
 class Applied:
     """What a run did: by host, the seconds of each role, and the file with all that ansible-playbook printed."""
 
+    inventory: tuple[str, ...]
     hosts: Mapping[str, HostResult]
     roles: Mapping[str, float] = field(default_factory=dict)
     log: str = ""
@@ -171,7 +174,7 @@ def variables(consent: str) -> dict[str, str]:
     if not consent:
         return {}
     if consent not in DISRUPTIONS:
-        raise UserError(f"--consent {consent}: no such class; one of {', '.join(DISRUPTIONS)}.")
+        raise UsageError(f"--consent {consent}: no such class; one of {', '.join(DISRUPTIONS)}.")
     return {CONSENT: consent}
 
 
@@ -273,7 +276,22 @@ def apply(
         tolerate=True,
         answers=answers,
     )
-    return _applied(outcome, log)
+    return _applied(lab, outcome, log)
+
+
+@contextmanager
+def lock(state: Path) -> Iterator[None]:
+    """Keep other runs of labrack that change this lab away while the block runs; BusyError where one goes on."""
+    with open(os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            who = stream.read().strip() or "another process"
+            raise BusyError(f"Another run changes this lab: {who}. Try again when it has ended.") from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()}, since {timestamp(time.time())}\n")
+        stream.flush()
+        yield
 
 
 def read(file: Path) -> Plan:
@@ -498,7 +516,7 @@ def running_jobs(
     return tuple(jobs)
 
 
-def _applied(outcome: Outcome, log: Path) -> Applied:
+def _applied(lab: Lab, outcome: Outcome, log: Path) -> Applied:
     failed = _first_failures(outcome)
     hosts = {}
     for host in sorted({*outcome.changed, *outcome.ran, *failed} - {"localhost"}):
@@ -515,7 +533,7 @@ def _applied(outcome: Outcome, log: Path) -> Applied:
             failure.message if failure else "",
             host in outcome.unreachable,
         )
-    return Applied(hosts, outcome.roles, str(log))
+    return Applied(tuple(map(str, lab.inventory)), hosts, outcome.roles, str(log))
 
 
 def _node_of(found: Mapping[str, Any]) -> NodePlan:

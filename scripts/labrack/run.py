@@ -11,6 +11,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -146,13 +147,13 @@ def _options(
     return [*found, *arguments]
 
 
-def passwords(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def answers(arguments: Sequence[str]) -> dict[str, str]:
     """Ask for the passwords that ``--ask-vault-pass`` and the like in ``arguments`` mean, once for several runs.
 
-    Returns the arguments as they are and, for :func:`run_playbook`, the answer to each prompt. UserError where one
-    would have to be asked and there is no terminal.
+    Returns the answer to each prompt, for :func:`run_playbook`. UserError where one would have to be asked and there is
+    no terminal.
     """
-    answers: dict[str, str] = {}
+    found: dict[str, str] = {}
     for options, words, prompt in _PROMPTS:
         asked = [one for one in arguments if one in options]
         if asked and not sys.stdin.isatty():
@@ -161,8 +162,8 @@ def passwords(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
                 "--vault-password-file, --become-password-file or --connection-password-file instead."
             )
         if asked:
-            answers[prompt] = getpass.getpass(f"{words}: ")
-    return list(arguments), answers
+            found[prompt] = getpass.getpass(f"{words}: ")
+    return found
 
 
 def run_playbook(
@@ -184,7 +185,7 @@ def run_playbook(
 
     ``tags`` are those to run, all if there are none; ``limit`` patterns of hosts. ``variables`` are extra ones, and no
     secrets, as they are on the command line. ``arguments`` are further ones of ansible-playbook, ``answers`` those of
-    :func:`passwords`. ``log`` is written anew. Raises :class:`RunError` when a task or the playbook fails, and
+    :func:`answers`. ``log`` is written anew. Raises :class:`RunError` when a task or the playbook fails, and
     KeyboardInterrupt, after ansible-playbook has ended, when the user stops it. With ``tolerate`` the failures of
     tasks stand in the outcome; a playbook that ran no task at all still raises.
     """
@@ -362,6 +363,52 @@ def message(result: Mapping[str, Any]) -> str:
     errors = str(result.get("module_stderr") or result.get("stderr") or "").strip()
     parts += errors.splitlines()[-5:]
     return "\n".join(parts).strip()
+
+
+#: What a cause means for who reads it; the first that fits counts.
+_ADVICE = (
+    (
+        r"Missing sudo password|sudo: a password is required|Incorrect sudo password",
+        "sudo on {host} wants a password: give it with `-- --ask-become-pass`, or let the user of ansible_user use "
+        "sudo without one.",
+    ),
+    (
+        r"no vault secrets found|vault password|Decryption failed",
+        "the inventory has vaulted values: give the password with `-- --ask-vault-pass`, or its file with "
+        "`-- --vault-password-file FILE` or in $ANSIBLE_VAULT_PASSWORD_FILE.",
+    ),
+    (
+        r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "{host} shows another ssh key than the known one. If it was installed anew, look at its fingerprint there "
+        "(ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), forget the old one with ssh-keygen -R, and connect once.",
+    ),
+    (
+        r"Permission denied",
+        "ssh to {host} is refused: see that the user of ansible_user is there and has your key in authorized_keys.",
+    ),
+    (
+        r"Could not resolve hostname",
+        "nothing knows the address of {host}: write it into the inventory as ansible_host.",
+    ),
+    (
+        r"[Nn]o space left",
+        "a disk of {host} is full: make room there, then run it again.",
+    ),
+    (
+        r"Could not get lock|is another process using it|dpkg frontend lock",
+        "another program installs packages on {host}: wait until it has ended, then run it again.",
+    ),
+)
+
+
+def advice(cause: str, host: str, unreachable: bool = False) -> str:
+    """Return what to do next about a failure on a host, in a sentence or two."""
+    for pattern, words in _ADVICE:
+        if re.search(pattern, cause):
+            return words.format(host=host)
+    if unreachable:
+        return f"see that {host} is on and that ssh reaches it. It gets its changes in the next run after that."
+    return "mend the cause, then run it again: what was done stays, and the rest is made up for."
 
 
 def _unexplained(playbook: str, log: Path) -> Failure:

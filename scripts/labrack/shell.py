@@ -40,6 +40,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 class UserError(RuntimeError):
     """What a user has to mend: the message says what is wrong, where, and how."""
 
+    #: How the command ends.
+    status = FAILED
+
+
+class UsageError(UserError):
+    """A command that can't be meant as it is given."""
+
+    status = USAGE
+
+
+class BusyError(UserError):
+    """Another run goes on."""
+
+    status = BUSY
+
 
 def console(stderr: bool = False) -> Console:
     """Return the console for answers, or for what is told beside them; plain text where it is no terminal."""
@@ -58,7 +73,7 @@ def errors(interrupted: str = "") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except UserError as error:
         block("Failed", str(error))
-        raise typer.Exit(FAILED) from None
+        raise typer.Exit(error.status) from None
     except RuntimeError as error:
         from .run import RunError
         from .testnode.docker import LabError
