@@ -11,7 +11,8 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,14 @@ class Lab:
     """An inventory, read.
 
     ``hosts``: the variables of each host of the lab, templates resolved; values that are vaulted stay hidden unless a
-    password is there. ``groups``: the hosts of each group, in order.
+    password is there. ``groups``: the hosts of each group, in order. ``unresolved``: by host, Ansible's words on the
+    variables whose template can't be resolved.
     """
 
     inventory: tuple[Path, ...]
     hosts: Mapping[str, Mapping[str, Any]]
     groups: Mapping[str, tuple[str, ...]]
+    unresolved: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -95,7 +98,6 @@ def load(inventory: Sequence[Path]) -> Lab:
     :data:`HIDDEN` without them; a template that can't be resolved stays as it is written.
     """
     os.environ.setdefault("ANSIBLE_CONFIG", str(shell.home() / "ansible.cfg"))
-    from ansible.cli import CLI
     from ansible.constants import config
     from ansible.errors import AnsibleError
     from ansible.inventory.manager import InventoryManager
@@ -113,15 +115,26 @@ def load(inventory: Sequence[Path]) -> Lab:
         if VaultSecretsContext.current(optional=True) is None:
             file = config.get_config_value("DEFAULT_VAULT_PASSWORD_FILE")
             identities = config.get_config_value("DEFAULT_VAULT_IDENTITY_LIST")
-            CLI.setup_vault_secrets(loader, identities, [file] if file else [], auto_prompt=False)
+            if file or identities:
+                from ansible.cli import CLI
+
+                CLI.setup_vault_secrets(loader, identities, [file] if file else [], auto_prompt=False)
+            else:
+                # what that would do, without what it takes to load it
+                VaultSecretsContext.initialize(VaultSecretsContext([]))
         loader.set_vault_secrets(VaultSecretsContext.current().secrets)  # type: ignore[arg-type]
         manager: Any = InventoryManager(loader, [str(path) for path in inventory])
         variables = VariableManager(loader=loader, inventory=manager)
         groups = {name: tuple(host.name for host in group.get_hosts()) for name, group in manager.groups.items()}
-        hosts = {host.name: _resolved(loader, variables.get_vars(host=host)) for host in manager.get_hosts()}
+        hosts: dict[str, dict[str, Any]] = {}
+        unresolved: dict[str, dict[str, str]] = {}
+        for host in manager.get_hosts():
+            hosts[host.name], wrong = _resolved(loader, variables.get_vars(host=host))
+            if wrong:
+                unresolved[host.name] = wrong
     except AnsibleError as error:
         raise UserError(f"The inventory can't be read: {error}") from None
-    return Lab(tuple(inventory), hosts, groups)
+    return Lab(tuple(inventory), hosts, groups, unresolved)
 
 
 def _install_loader(install: Callable[[], None]) -> None:
@@ -141,19 +154,39 @@ def _install_loader(install: Callable[[], None]) -> None:
             setattr(sys.modules[parent], own, module)
 
 
-def _resolved(loader: Any, variables: dict[str, Any]) -> dict[str, Any]:
-    """Return a host's own variables, each with its templates resolved as far as that goes."""
+def _resolved(loader: Any, variables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a host's own variables, each with its templates resolved as far as that goes, and what went no further."""
     from ansible.errors import AnsibleError
     from ansible.template import Templar
 
     templar = Templar(loader=loader, variables=variables)
-    found = {}
+    found: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
     for name, value in variables.items():
         if name in _MAGIC:
+            continue
+        if _plain(value):
+            found[name] = value
             continue
         try:
             found[name] = templar.template(value)
             repr(found[name])
         except AnsibleError as error:
-            found[name] = HIDDEN if "vault" in str(error).lower() or "decrypt" in str(error).lower() else value
-    return found
+            words = str(error)
+            if "vault" in words.lower() or "decrypt" in words.lower():
+                found[name] = HIDDEN
+            else:
+                found[name] = value
+                wrong[name] = words
+    return found, wrong
+
+
+def _plain(value: object) -> bool:
+    """Return whether there is nothing to resolve in a value: no template, and nothing that is vaulted."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value and "{#" not in value
+    if isinstance(value, Mapping):
+        return all(_plain(key) and _plain(inner) for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, date))

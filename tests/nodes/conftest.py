@@ -38,6 +38,7 @@ ORDER = (
     "test_accounting",
     "test_pending",
     "test_faults",
+    "test_doctor",
     "test_membership",
     "test_backup",
     "test_undo",

@@ -14,7 +14,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
 
-from ansible_collections.labrack.infra.plugins.action import lab_check as action
+from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_read
 from ansible_collections.labrack.infra.plugins.module_utils import lab_check, rules_slurm, rules_users
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, Inventory, merged
 from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_source
@@ -94,14 +94,14 @@ def read(folder: Path) -> tuple[Inventory, list[Finding], list[inventory_source.
     variables = VariableManager(loader, manager)
     hostvars = HostVars(manager, variables, loader)
     known = inventory_source.definitions([str(folder)])
-    inventory, findings = action.read_inventory(hostvars, manager.get_groups_dict(), known, action.role_options(ROLES))
+    inventory, findings = inventory_read.read_inventory(hostvars, manager.get_groups_dict(), known, inventory_read.role_options(ROLES))
     return inventory, findings, known
 
 
 def check(folder: Path) -> list[str]:
     """Return the lines of the first stage."""
     inventory, findings, known = read(folder)
-    return action.lines(findings + lab_check.check_inventory(inventory), inventory, known)
+    return inventory_read.lines(findings + lab_check.check_inventory(inventory), inventory, known)
 
 
 USERS = "lab_users"
@@ -583,7 +583,7 @@ def read_with_facts(folder: Path, *edits: Edit) -> list[str]:
     for edit in edits:
         edit({}, facts)
     inventory = Inventory(inventory.hosts, inventory.groups, {"worker1": facts})
-    return action.lines(lab_check.check_facts(inventory), inventory, known)
+    return inventory_read.lines(lab_check.check_facts(inventory), inventory, known)
 
 
 def test_right_facts_have_no_finding(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.labrack.infra.plugins.action import lab_check as action
+from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_read
 from ansible_collections.labrack.infra.plugins.filter.lab_places import busy_elsewhere, lab_places
 from ansible_collections.labrack.infra.plugins.module_utils import uid_registry
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
@@ -154,24 +154,24 @@ def lab(users: list[dict[str, Any]], **nodes: Any) -> Inventory:
 def test_the_file_is_written_once(tmp_path: Path) -> None:
     path = tmp_path / "lab_uids.txt"
     inventory = lab([{"name": "ada"}], head=facts(), node1=facts())
-    numbered, findings, told = action.number_people(inventory, path)
+    numbered, findings, told = inventory_read.number_people(inventory, path)
     assert findings == [] and told["users"] == [{"name": "ada", "uid": 2000}] and not path.exists()
     assert {one["lab_users"][0]["uid"] for one in numbered.hosts.values()} == {2000}
     path.write_text(told["text"])
     # later the number is hers even where somebody else has taken it, which is a clash of its own
     later = lab([{"name": "ada"}], head=facts(), node1=facts({"eve": 2000}))
-    _numbered, findings, told = action.number_people(later, path)
+    _numbered, findings, told = inventory_read.number_people(later, path)
     assert findings == [] and "text" not in told and told["users"] == [{"name": "ada", "uid": 2000}]
     path.write_text("nonsense: [")
-    _numbered, (finding,), told = action.number_people(inventory, path)
+    _numbered, (finding,), told = inventory_read.number_people(inventory, path)
     assert "history" in finding.mend and told == {}
 
 
 def test_a_lab_without_a_directory_names_the_file() -> None:
-    _numbered, (finding,), _told = action.number_people(lab([{"name": "ada"}], head=facts(), node1=facts()), None)
+    _numbered, (finding,), _told = inventory_read.number_people(lab([{"name": "ada"}], head=facts(), node1=facts()), None)
     assert finding.path == ("lab_users_registry",)
-    assert action.registry_path(lab([]), {}) is None
-    assert action.registry_path(lab([]), {"inventory_dir": "/lab"}) == Path("/lab/lab_uids.txt")
+    assert inventory_read.registry_path(lab([]), {}) is None
+    assert inventory_read.registry_path(lab([]), {"inventory_dir": "/lab"}) == Path("/lab/lab_uids.txt")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ KERNEL_LOG = "dev/kmsg"
 _RECORD_BYTES = 8192
 #: More records than the largest usual log buffer holds; ends the reading of a log that grows as fast as it is read.
 _MAX_RECORDS = 200_000
+#: What can slow a card down.
+THROTTLE = ("sw_power_cap", "hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
 #: The last Xids of a card that are kept.
 MAX_XIDS = 100
 
@@ -74,6 +76,7 @@ class GpuDetails(TypedDict):
     power_draw_w: float | None
     temperature_c: int | None
     temperature_slowdown_c: int | None
+    throttle: list[str]
     ecc: Ecc | None
     retired_pages: RetiredPages | None
     mig_instances: list[dict[str, Any]]
@@ -119,6 +122,7 @@ def parse_details(
         power_draw_w=_watts(gpu, power, "power_draw", "average_power_draw", "instant_power_draw"),
         temperature_c=_degrees(gpu, "gpu_temp"),
         temperature_slowdown_c=_slowdown(gpu),
+        throttle=_throttle(gpu),
         ecc=_ecc(gpu),
         retired_pages=_retired_pages(gpu),
         mig_instances=_mig_instances(gpu, instances or {}),
@@ -204,6 +208,15 @@ def _slowdown(gpu: ElementTree.Element) -> int | None:
     if absolute is not None or now is None or margin is None or slow is None:
         return absolute
     return now + margin - slow
+
+
+def _throttle(gpu: ElementTree.Element) -> list[str]:
+    """What slows the card down now, such as ``hw_thermal_slowdown``; that it has nothing to do is no such thing."""
+    # until R530, and since
+    groups = (("clocks_throttle_reasons", "clocks_throttle_reason"), ("clocks_event_reasons", "clocks_event_reason"))
+    return [
+        name for name in THROTTLE if any(value(gpu, f"{group}/{prefix}_{name}") == "Active" for group, prefix in groups)
+    ]
 
 
 def _ecc(gpu: ElementTree.Element) -> Ecc | None:

@@ -21,6 +21,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.rules_nfs_client imp
     check_nfs_client,
     check_nfs_client_facts,
 )
+from ansible_collections.labrack.infra.plugins.module_utils.rules_power import check_power
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
 from ansible_collections.labrack.infra.plugins.module_utils.rules_storage import (
     check_storage,
@@ -48,12 +49,13 @@ SYSTEMS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04", "26.04")}
 SLURM_GROUPS = ("slurm_controller", "slurm_database", "slurm_worker", "slurm_login")
 #: Variables that describe the lab, so that one value must hold on every host.
 LAB_WIDE = (
+    "lab_circuits",
+    "lab_cooling_watts",
     "lab_directories",
     "lab_orchestrator",
     "lab_tailnet",
     "lab_users",
     "lab_groups",
-    "lab_directories",
     "lab_projects",
     "nfs_server_user_quotas",
     "lab_users_archive",
@@ -96,6 +98,7 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_gpu_variables(variables)]
         findings += [_on(host, finding) for finding in check_host_variables(variables)]
         findings += [_on(host, finding) for finding in check_tailnet(variables)]
+        findings += [_on(host, finding) for finding in check_power(inventory, variables)]
         findings += [_on(host, finding) for finding in check_storage(inventory, variables)]
         findings += [_on(host, finding) for finding in check_nfs_client(host, inventory)]
         for name, value in variables.items():

@@ -189,6 +189,8 @@ ansible_facts:
             - C(power_limit_w), C(power_default_w), C(power_max_w), C(power_draw_w), C(temperature_c) and
               C(temperature_slowdown_c) are null where the card does not tell. Of a card that only tells how far it is
               from slowing down, C(temperature_slowdown_c) is that distance above C(temperature_c).
+            - C(throttle) is what slows the card down now, of C(sw_power_cap) (its power limit), C(hw_slowdown),
+              C(hw_thermal_slowdown), C(hw_power_brake_slowdown) (its power supply) and C(sw_thermal_slowdown).
             - C(ecc) is null where there is none, else C(enabled) and the errors since the driver was loaded,
               C(corrected) and C(uncorrected), null while it is off.
             - C(retired_pages) is null where the card does not tell, else C(count) of the pages (until Turing) or rows

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+#: The safe loader, in C where PyYAML has it.
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: Files that Ansible does not read as an inventory or as variables.
 IGNORED = re.compile(r"(^\.|~$|\.(orig|bak|retry|cfg|pyc|pyo|swp|rpm|md|txt|rst)$)")
 INI_VARIABLE = re.compile(r"(?:^|\s)([A-Za-z_]\w*)\s*=")
@@ -101,7 +103,7 @@ def _descend(definition: Definition, path: tuple[str | int, ...]) -> int:
 
 def _compose(file: Path) -> yaml.Node | None:
     try:
-        return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return yaml.compose(file.read_text(encoding="utf-8"), Loader=FAST)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
 
