@@ -37,6 +37,7 @@ ORDER = (
     "test_running_jobs",
     "test_accounting",
     "test_pending",
+    "test_drift",
     "test_faults",
     "test_doctor",
     "test_membership",

@@ -242,6 +242,7 @@ def test_directory_of_a_group_that_is_still_to_come_shows_its_number() -> None:
         "hosts_source": "file",
         "directories": [{"path": "/data", "mode": "2775", "owner": "root", "group": "no-such-group"}],
         "time_service": "",
+        "packages": [],
         "installed": [],
         "uids": {},
         "gids": {"no-such-group": 3001},

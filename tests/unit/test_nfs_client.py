@@ -54,6 +54,7 @@ def wanted(
         "nconnect": 4,
         "scratch": "",
         "scratch_days": 30,
+        "packages": [],
         "installed": [],
     }
     return nfs_client_plan.read_wanted({**params, **others}, kernel)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
-from ansible_collections.labrack.infra.plugins.module_utils import openpgp
+from ansible_collections.labrack.infra.plugins.module_utils import managed, openpgp
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
     Done,
@@ -175,6 +175,7 @@ def plan_source(state: SourceState, source: Source, present: bool = True) -> lis
         files = ((source.path, state.source), (source.preferences, state.pins), (source.keyring, state.key))
         return [change for path, found in files for change in plan_file(path, found, None)]
     check_conflicts(source, state.others)
+    managed.note("file", source.keyring)
     changes = []
     if not has_key(state, source):
         keys = ", ".join(openpgp.normal(one) for one in source.fingerprints)

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
 
 #: What can be saved and restored by name, in the order in which a restore goes.
 SETS = ("cluster_keys", "slurm_database", "headscale", "registry", "homes", "checkpoints")
@@ -367,6 +368,8 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
     problem = read_problem(observed, wanted)
     if problem:
         raise BackupError(problem)
+    managed.note_packages(["restic"])
+    note_unit(f"{UNIT}.timer", observed.timer)
     changes: list[Change] = []
     units: list[Change] = []
     for path, file in wanted_files(wanted, password_to_use(observed, wanted, "to be made")).items():

@@ -12,9 +12,10 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.host_python_plan import NOTICE
-from ansible_collections.labrack.infra.plugins.module_utils.hosts_file import Host, render
+from ansible_collections.labrack.infra.plugins.module_utils.hosts_file import Host, block, render
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service
 
@@ -74,14 +75,15 @@ class Observed:
 class Wanted:
     """A node as it should be. ``present`` False: nothing of ours, so the other fields are empty.
 
-    ``time_service`` is a systemd unit that shall run, or empty; ``installed`` are packages that the role just added,
-    ``files`` what ``host_python_plan.ours`` says.
+    ``time_service`` is a systemd unit that shall run, or empty, and ``packages`` are its; ``installed`` are packages
+    that the role just added, ``files`` what ``host_python_plan.ours`` says.
     """
 
     present: bool = True
     hosts: tuple[Host, ...] = ()
     directories: Mapping[str, Directory] = field(default_factory=dict)
     time_service: str = ""
+    packages: tuple[str, ...] = ()
     installed: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
@@ -120,9 +122,11 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
     """Return what is off, in the order in which it can be applied."""
     changes: list[Change] = []
     if observed.hosts is not None or wanted.hosts:
-        changes += plan_file(HOSTS, observed.hosts, wanted_hosts_file(observed, wanted))
+        file = wanted_hosts_file(observed, wanted)
+        changes += plan_file(HOSTS, observed.hosts, file, part=block(file.text))
     for path, directory in sorted(wanted.directories.items()):
         found = observed.directories.get(path)
+        managed.note("directory", path)
         if found is None:
             step = ("mkdir", path)
             changes.append(Change(f"directory {path}", f"created {directory}", after=str(directory), step=step))
@@ -131,6 +135,7 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
             step = ("chmod", path)
             changes.append(Change(f"directory {path}", summary, before=str(found), after=str(directory), step=step))
     if wanted.time_service:
+        managed.note_packages(wanted.packages)
         changes += plan_service(wanted.time_service, observed.time_service)
     changes += plan_file(RECORD, observed.record, wanted_record(observed, wanted).file())
     for path in removable(observed, wanted):

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Callable, NoReturn, Protocol, TypeVar
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
+
 #: From harmless to harmful. ``drain`` and above can end a running job.
 DISRUPTIONS: tuple[str, ...] = ("none", "reload", "restart", "drain", "reboot")
 
@@ -126,21 +128,28 @@ def converge(
     apply: Callable[[list[Change]], None],
     extra: Callable[[State], dict[str, Any]] | None = None,
     drains: bool = True,
+    ledger: str = "",
+    forgets: Iterable[str] = (),
 ) -> NoReturn:
     """Run one module: observe, plan, apply what ``max_disruption`` consents to, observe again, fail if still off.
 
     Check mode is the same plan, not applied. ``extra`` adds keys to the result from the last observed state; what it
-    gives as ``pending`` is added to what consent holds back. ``drains`` is that of :func:`pending_words`.
-    Ends the module by ``exit_json`` or ``fail_json``.
+    gives as ``pending`` is added to what consent holds back. ``drains`` is that of :func:`pending_words`. What the last
+    plan notes as managed is kept on the node under the name ``ledger``; ``forgets`` are the ledgers of what the module
+    takes away, which go once nothing of it waits. Ends the module by ``exit_json`` or ``fail_json``.
     """
     allowed = str(module.params.get("max_disruption") or DISRUPTIONS[-1])
     state = observe()
-    now, pending = consent(plan(state), allowed)
+    with managed.collected() as noted:
+        changes = plan(state)
+    now, pending = consent(changes, allowed)
     result = report(now, pending)
     if now and not module.check_mode:
         apply(now)
         state = observe()
-        left, _still_pending = consent(plan(state), allowed)
+        with managed.collected() as noted:
+            changes = plan(state)
+        left, _still_pending = consent(changes, allowed)
         if left:
             module.fail_json(
                 msg="did not converge: " + "; ".join(f"{change.subject}: {change.summary}" for change in left),
@@ -153,4 +162,20 @@ def converge(
         result.update(more)
     for words in pending_words(result["pending"], drains):
         module.warn(words)
+    if not module.check_mode:
+        _keep(module, ledger, noted, () if result["pending"] else forgets)
     module.exit_json(**result)
+
+
+def _keep(module: _Module, ledger: str, noted: managed.Managed, forgets: Iterable[str]) -> None:
+    """Keep what is managed. That it can't be kept is no failure of the run, as what it shall do is done."""
+    # it imports this module
+    from ansible_collections.labrack.infra.plugins.module_utils import managed_observe
+
+    try:
+        if ledger:
+            managed_observe.record(ledger, noted)
+        for name in forgets:
+            managed_observe.forget([name])
+    except OSError as error:
+        module.warn(f"{managed_observe.FOLDER} can't be written, so `labrack drift` does not know this run: {error}")

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.apt_source import Source, SourceState, plan_source
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.driver_choice import (
@@ -24,7 +25,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.driver_choice import
     nvidia_version,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, plan_service
 
 RECORD = "/var/lib/labrack/nvidia_driver.json"
 KEEP_DEBS = "/var/cache/labrack/nvidia_driver"
@@ -205,6 +206,10 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
     changes: list[Change] = []
     if wanted.source:
         changes += plan_source(observed.source, wanted.source)
+    for name in {*wanted.names, *(to_hold(observed, wanted) if wanted.hold else ())} & set(observed.packages):
+        one = observed.packages[name]
+        # a version that nobody holds is nobody's promise
+        managed.note("package", name, **({"held": True, "version": one.version} if one.held else {}))
     packages = _packages(observed, wanted)
     exchange = [change for change in packages if change.step[0] in ("driver", "rollback")]
     for path, file in wanted.files.items():
@@ -315,6 +320,7 @@ def _services(observed: Observed, wanted: Wanted, touched: bool) -> list[Change]
         off = [f"{have[uuid]:g} → {watts} W" for uuid, watts in limits if have[uuid] != watts]
         changes += written
         service = observed.services.get(POWER, none)
+        note_unit(POWER, service)
         if not service.enabled:
             changes.append(Change(f"service {POWER}", "enabled at boot", step=("enable", POWER)))
         if off or written or not service.active:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.finding import shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
@@ -387,6 +388,9 @@ def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
     found = state.versions.get(wanted.install, "")
     changes: list[Change] = []
     config_changes = plan_file(CONFIG, state.files.get(CONFIG), FileState(config_text(wanted.config)), "restart")
+    managed.note("user", USER, among=[])
+    if wanted.install == "package":
+        managed.note_packages(["headscale"])
     if not state.has_user:
         changes.append(Change(f"user {USER}", "created, without a login", step=("user",)))
     unit = FileState(UNIT_TEXT) if wanted.install == "binary" else None

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.uv_wheel import PROGRAMS
@@ -87,7 +88,11 @@ def plan(observed: Observed, wanted: Wanted, recorded: Collection[str]) -> list[
         marker_file = None
     if target:
         changes += plan_file(target, marker_file, files[target])
-    changes += plan_file(PIP_CONF, observed.pip_conf, files[PIP_CONF])
+    conf = files[PIP_CONF]
+    ours_in_it = [_PIP_COMMENT.strip(), _PIP_LINE.strip()] if conf and _PIP_COMMENT in conf.text else []
+    changes += plan_file(PIP_CONF, observed.pip_conf, conf, part=ours_in_it)
+    for path in PROGRAMS if wanted.present and wanted.uv else ():
+        managed.note("file", path, how=managed.STAT)
     if uv_is_off(observed, wanted):
         there = observed.programs.get(PROGRAMS[0])
         before = "" if there is None else f"uv {there or 'that does not run'}"

@@ -26,6 +26,12 @@ class Host:
     aliases: tuple[str, ...] = ()
 
 
+def block(text: str) -> list[str]:
+    """Return the lines of our block in a file's text, with those around it; empty without one."""
+    lines = text.splitlines()
+    return lines[lines.index(BEGIN) : lines.index(END) + 1] if BEGIN in lines and END in lines else []
+
+
 def render(text: str, hosts: Iterable[Host]) -> str:
     """Return the file's text with a block of exactly these hosts, sorted by name.
 

@@ -14,6 +14,7 @@ import stat
 import tempfile
 from dataclasses import dataclass, field
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service
 
@@ -68,6 +69,7 @@ def keep(key: bytes | None, cluster_has_state: bool) -> bool:
 
 def plan(state: MungeState, wanted: bytes | None, path: str = KEY_FILE) -> list[Change]:
     """Plan that the node has the key ``wanted`` (None: a fresh one will be made), and that munged runs with it."""
+    managed.note("file", path, how=managed.STAT)
     changes: list[Change] = []
     if wanted is None or state.key != wanted:
         summary = "created" if state.key is None else "replaced"

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.labrack.infra.plugins.module_utils import storage_layout
+from ansible_collections.labrack.infra.plugins.module_utils import managed, storage_layout
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change, rank
 from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe import Mount
 from ansible_collections.labrack.infra.plugins.module_utils.mount_observe import SILENT, STALE, TOLD, Place
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import Directory, inside
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, unit_of_path
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, unit_of_path
 from ansible_collections.labrack.infra.plugins.module_utils.tailscale_plan import TUNNEL_MTU, in_tailnet
 
 UNITS = "/etc/systemd/system"
@@ -81,7 +81,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A host as it should be; ``installed`` are packages that the role has just added."""
+    """A host as it should be; ``packages`` are those of NFS, ``installed`` what the role has just added."""
 
     present: bool = True
     shares: Mapping[str, Share] = field(default_factory=dict)
@@ -89,6 +89,7 @@ class Wanted:
     scratch: str = ""
     scratch_days: int = 30
     installed: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def read_wanted(params: Mapping[str, Any], kernel: tuple[int, int]) -> Wanted:
         provided=tuple(sorted(one.path for one in directories if one.provided)),
         scratch=params["scratch"],
         scratch_days=params["scratch_days"],
+        packages=tuple(params["packages"]),
         installed=tuple(params["installed"]),
     )
 
@@ -306,6 +308,8 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
     if refused:
         raise ClientError("; ".join(["nothing was changed by nfs_client", *refused]))
     changes: list[Change] = []
+    if wanted.shares:
+        managed.note_packages(wanted.packages)
     changes += plan_file(RECORD, observed.record, wanted_record(observed, wanted))
     for path in sorted(ours(observed.units) - set(wanted.shares), reverse=True):
         changes += _leave(observed, path)
@@ -356,6 +360,8 @@ def _share(observed: Observed, share: Share) -> tuple[list[Change], list[Change]
     path = share.directory.path
     unit = automount_unit(path)
     state = observed.services.get(unit, ServiceState())
+    managed.note("mount", path)
+    note_unit(unit, state)
     reason = off(observed, share) if _is_mounted(observed, path) else ""
     broken = _broken(observed, path, reason)
     disruption = "none" if not reason else "drain" if path in observed.busy and not broken else "restart"
@@ -470,6 +476,8 @@ def wanted_tmpfiles(observed: Observed, wanted: Wanted) -> FileState | None:
 def _scratch(observed: Observed, wanted: Wanted) -> list[Change]:
     before, made = scratch_of(observed.tmpfiles)
     changes = []
+    if wanted.scratch:
+        managed.note("directory", wanted.scratch)
     if wanted.scratch and observed.scratch_mode != SCRATCH_MODE:
         words = f"{observed.scratch_mode} → {SCRATCH_MODE}" if observed.scratch_mode else f"created {SCRATCH_MODE}"
         changes.append(Change(f"directory {wanted.scratch}", words, step=("scratch", wanted.scratch)))

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.labrack.infra.plugins.module_utils import posix_acl, quota_plan
+from ansible_collections.labrack.infra.plugins.module_utils import managed, posix_acl, quota_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.quota_plan import COUNTED, ENFORCED, Limit, Quotas
@@ -22,7 +22,12 @@ from ansible_collections.labrack.infra.plugins.module_utils.storage_layout impor
     inside,
     on_server,
 )
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service, unit_of_path
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
+    ServiceState,
+    note_unit,
+    plan_service,
+    unit_of_path,
+)
 
 EXPORTS = "/etc/exports.d/labrack.exports"
 CONF = "/etc/nfs.conf.d/labrack.conf"
@@ -134,8 +139,8 @@ class Wanted:
     ``directories`` are all of the lab. ``clients``: addresses or subnets that may mount what is here; none: no NFS.
     ``leaving``: addresses of nodes that are being taken out, whose jobs have ended.
     ``uids`` and ``gids``: the lab's numbers by name, which the host may not know yet. ``people``: the other way round.
-    ``installed``: packages that the role just added. ``grace``: seconds. ``unsaid``: (path, "mode"|"owner"|"group") of
-    directories that keep theirs if they are there.
+    ``packages``: the server's; ``installed``: those that the role just added. ``grace``: seconds. ``unsaid``: (path,
+    "mode"|"owner"|"group") of directories that keep theirs if they are there.
     """
 
     host: str
@@ -150,6 +155,7 @@ class Wanted:
     uids: Mapping[str, int] = field(default_factory=dict)
     gids: Mapping[str, int] = field(default_factory=dict)
     installed: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     unsaid: frozenset[tuple[str, str]] = frozenset()
 
     @property
@@ -503,6 +509,7 @@ def _plan_folders(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> li
 
 def _plan_folder(state: Observed, path: str, mode: str, uid: int, gid: int) -> list[Change]:
     found = state.folders.get(path)
+    managed.note("directory", path)
     mode = f"{int(mode, 8):04o}"
     after = f"{mode} {uid}:{gid}"
     step = ("folder", path, mode, str(uid), str(gid))
@@ -524,6 +531,8 @@ def _plan_binds(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> list
             continue
         unit, file = unit_of_path(path, "mount"), unit_path(path)
         text = unit_text(one, guard_of(one, state.fstab))
+        managed.note("mount", path)
+        note_unit(unit, state.services.get(unit, ServiceState()))
         files += [
             replace(change, step=("write", file, text))
             for change in plan_file(file, state.files.get(file), FileState(text))
@@ -658,6 +667,7 @@ def _plan_exports(state: Observed, wanted: Wanted, out: Mapping[str, str]) -> li
     running = state.services.get(SERVER, ServiceState()).active
     changes += _write_exports(file, more, "reload")
     if wanted.serving:
+        managed.note_packages(wanted.packages)
         service = _plan_server(state, wanted)
         missing = {
             (source, client)
@@ -759,6 +769,8 @@ def _plan_masks(state: Observed, wanted: Wanted) -> list[Change]:
     changes = []
     for unit in RPC_UNITS:
         if unit in _unwelcome(state, wanted):
+            if unit in state.masked:
+                managed.note("unit", unit, masked=True)
             if unit not in state.masked:
                 changes.append(Change(f"unit {unit}", "stopped and masked, NFSv4.2 needs none", step=("mask", unit)))
         elif unit in state.record.masked and unit in state.masked and not wanted.serving:

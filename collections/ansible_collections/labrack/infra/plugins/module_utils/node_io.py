@@ -12,9 +12,11 @@ import pwd
 import stat
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 
 
@@ -113,12 +115,22 @@ def group_name(gid: int) -> str:
 
 
 def plan_file(
-    path: str, observed: FileState | None, wanted: FileState | None, disruption: str = "none", secret: bool = False
+    path: str,
+    observed: FileState | None,
+    wanted: FileState | None,
+    disruption: str = "none",
+    secret: bool = False,
+    part: Sequence[str] | None = None,
 ) -> list[Change]:
     """Plan one file: at most one change, whose step is ``("write", path)`` or ``("remove", path)``.
 
     ``wanted`` None means that the file shall not be there. The text of a ``secret`` file never enters the change.
+    ``part`` are the lines that are ours in a file to which others write as well, None for all of it.
     """
+    if wanted is not None and part is None:
+        managed.note("file", path, **({"how": managed.STAT} if secret else {}))
+    elif wanted is not None and part:
+        managed.note_lines(path, part)
     if observed == wanted:
         return []
     if wanted is None:

@@ -7,9 +7,10 @@ Pure planner, no Ansible import. A restart of either daemon ends no job: slurmct
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.slurm_conf import HEADER, SCRIPT_DIRECTORY
@@ -84,8 +85,12 @@ def wanted_files(dump_script: str, password: str) -> dict[str, FileState]:
     }
 
 
-def plan_database(state: DatabaseState, dump_script: str) -> list[Change]:
-    """Plan the host's way: files, MariaDB, the database with its user, slurmdbd."""
+def plan_database(state: DatabaseState, dump_script: str, packages: Sequence[str] = ()) -> list[Change]:
+    """Plan the host's way: files, MariaDB, the database with its user, slurmdbd.
+
+    ``packages`` are those that the role installs.
+    """
+    managed.note_packages(packages)
     files: dict[str, list[Change]] = {}
     for path, wanted in wanted_files(dump_script, state.password or "to be made").items():
         disruption = "restart" if path in (MARIADB_CONF, SLURMDBD_CONF) else "none"

@@ -8,9 +8,10 @@ A restart of slurmctld ends no job: slurmstepd holds the jobs, and slurmctld rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change, rank
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.slurm_conf import ConfPlan, render
@@ -35,8 +36,12 @@ class HeadState:
         return {path.rpartition("/")[2]: state.text for path, state in self.files.items() if state is not None}
 
 
-def plan_head(state: HeadState, settled: ConfPlan) -> list[Change]:
-    """Plan the files and what slurmctld has to do to take them: nothing, reconfigure, or a restart."""
+def plan_head(state: HeadState, settled: ConfPlan, packages: Sequence[str] = ()) -> list[Change]:
+    """Plan the files and what slurmctld has to do to take them: nothing, reconfigure, or a restart.
+
+    ``packages`` are those that the role installs.
+    """
+    managed.note_packages(packages)
     disruption = max((difference.disruption for difference in settled.done), key=rank, default="none")
     # the class of a drained change is spent by the drain: what is left to do is a restart
     disruption = "restart" if rank(disruption) > rank("restart") else disruption

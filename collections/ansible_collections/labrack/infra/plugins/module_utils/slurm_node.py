@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.slurm_conf import HEADER, SCRIPT_DIRECTORY
@@ -47,7 +48,8 @@ class NodeWish:
 
     ``conf_server`` is "host:port", empty where slurmd reads /etc/slurm; ``config`` is the controller's slurm.conf where
     this run knows it: a login node gets it as a file, a worker starts slurmd anew when ``refetch`` and slurmd has
-    another one; ``exempt`` are the users who may log in to a worker without a job there.
+    another one; ``exempt`` are the users who may log in to a worker without a job there, ``packages`` those that
+    the role installs.
     """
 
     worker: bool
@@ -59,6 +61,7 @@ class NodeWish:
     exempt: tuple[str, ...] = ()
     config: str | None = None
     refetch: bool = False
+    packages: tuple[str, ...] = ()
 
 
 def environment(wish: NodeWish) -> str:
@@ -113,6 +116,18 @@ def pam_sshd(text: str, common_session: str, restrict: bool) -> str:
     if restrict:
         lines = [new for line in lines for new in _restricted(line, common_session)]
     return "\n".join(lines) + "\n"
+
+
+def pam_rule(text: str) -> list[str]:
+    """Return the lines of /etc/pam.d/sshd that are ours."""
+    found: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        inside = inside or line.startswith(_BEGIN)
+        if inside:
+            found.append(line)
+        inside = inside and not line.startswith(_END)
+    return found
 
 
 def _restricted(line: str, common_session: str) -> list[str]:
@@ -182,7 +197,9 @@ def plan_node(state: NodeState, wish: NodeWish) -> list[Change]:
     changes: list[Change] = []
     for path, wanted in wanted_files(state, wish).items():
         disruption = "restart" if path in (ENVIRONMENT, DROP_IN) else "none"
-        changes += plan_file(path, state.files.get(path), wanted, disruption)
+        part = pam_rule(wanted.text) if path == PAM_SSHD else None
+        changes += plan_file(path, state.files.get(path), wanted, disruption, part=part)
+    managed.note_packages(wish.packages)
     if not wish.worker:
         return changes
     service = state.services["slurmd"]

@@ -19,6 +19,8 @@ RECORD = "/var/lib/labrack/slurm.packages"
 #: What MariaDB leaves behind when its packages are purged; /etc/mysql goes when nothing else is in it.
 MARIADB_DATA = "/var/lib/mysql"
 MARIADB_FILE = "/etc/mysql/debian.cnf"
+#: Of the modules whose work is undone.
+LEDGERS = ("munge_key", "slurm_controller", "slurm_database", "slurm_node")
 UNITS = ("slurmd", "slurmctld", "slurmdbd", "munge")
 FILES = (
     slurm_node.ENVIRONMENT,

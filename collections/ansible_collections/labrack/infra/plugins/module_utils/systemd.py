@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import run
 
@@ -41,7 +42,7 @@ def observe_services(units: list[str]) -> dict[str, ServiceState]:
     for unit, block in zip(units, done.out.strip().split("\n\n")):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         states[unit] = ServiceState(
-            installed=values.get("LoadState") == "loaded",
+            installed=values.get("LoadState") in ("loaded", "masked"),
             active=values.get("ActiveState") in ("active", "reloading"),
             enabled=values.get("UnitFileState") in ("enabled", "enabled-runtime", "static", "generated"),
             since=_started(values.get("MainPID", "0")),
@@ -83,6 +84,7 @@ def plan_service(unit: str, state: ServiceState, why_restart: str = "") -> list[
 
     A unit whose package is not there yet will come enabled, as the policy of Debian and Ubuntu has it.
     """
+    note_unit(unit, state)
     changes = []
     if state.installed and not state.enabled:
         changes.append(Change(f"service {unit}", "enabled at boot", step=("enable", unit)))
@@ -93,11 +95,21 @@ def plan_service(unit: str, state: ServiceState, why_restart: str = "") -> list[
     return changes
 
 
+def note_unit(unit: str, state: ServiceState, runs: bool = True) -> None:
+    """Note that a unit is managed which ``runs``, or is at least enabled, as far as it is so by now."""
+    found = {"enabled": state.enabled, "active": state.active and runs}
+    if state.installed and any(found.values()):
+        managed.note("unit", full_name(unit), **{key: True for key, value in found.items() if value})
+
+
 def act(verb: str, unit: str) -> None:
     """Run ``systemctl VERB UNIT``; ServiceError with the last log lines when it fails."""
     if verb in ("start", "restart"):
         # a unit that failed often has used up its start limit
         run(["systemctl", "reset-failed", full_name(unit)])
+    if verb == "enable":
+        # one that somebody has masked can't be enabled
+        run(["systemctl", "unmask", full_name(unit)])
     done = run(["systemctl", verb, full_name(unit)])
     if done.rc:
         log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={full_name(unit)}"])

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ansible_collections.labrack.infra.plugins.module_utils import openpgp, tailscale_prefs
+from ansible_collections.labrack.infra.plugins.module_utils import managed, openpgp, tailscale_prefs
 from ansible_collections.labrack.infra.plugins.module_utils.apt_source import (
     Package,
     Pin,
@@ -440,7 +440,13 @@ def _plan_prefs(observed: Observed, wanted: Wanted) -> list[Change]:
     asked = wanted_prefs(observed, wanted)
     if asked.get("exit-node"):
         asked["exit-node"] = tailscale_prefs.exit_node_address(str(asked["exit-node"]), peers)
-    for name, (before, after) in tailscale_prefs.diff(effective(observed), asked).items():
+    now = effective(observed)
+    for name in asked:
+        if name in now:
+            managed.note("preference", name, value=now[name])
+    if backend(observed) == "Running":
+        managed.note("preference", tailscale_prefs.CONNECTED, value=True)
+    for name, (before, after) in tailscale_prefs.diff(now, asked).items():
         why = cuts(observed, name, before, after)
         summary = f"{tailscale_prefs.shown(name, before)} → {tailscale_prefs.written(after)!r}"
         if name not in wanted.prefs:
@@ -486,6 +492,9 @@ def sysctl_file(wanted: Wanted) -> FileState | None:
 
 def _plan_forwarding(observed: Observed, wanted: Wanted) -> list[Change]:
     changes = plan_file(SYSCTL, observed.sysctl, sysctl_file(wanted))
+    for family in forwarded(wanted):
+        if observed.forwarding.get(family):
+            managed.note("sysctl", FORWARDING[family])
     off = [family for family in forwarded(wanted) if not observed.forwarding.get(family)]
     return changes + [Change(f"forwarding {family}", "on", "none", "0", "1", ("forward", family)) for family in off]
 
@@ -551,6 +560,9 @@ def _session_class(observed: Observed, wanted: Wanted) -> str:
 def _plan_present(observed: Observed, wanted: Wanted) -> list[Change]:
     check(observed, wanted)
     record = wanted_record(observed, wanted)
+    if observed.package and (record.method == "package" or record.held):
+        version = {"held": True, "version": observed.package.version} if observed.package.held else {}
+        managed.note("package", PACKAGE, **version)
     changes = plan_file(RECORD, observed.record, record.file())
     changes += _plan_install(observed, wanted, record)
     changes += _plan_hold(observed, wanted)

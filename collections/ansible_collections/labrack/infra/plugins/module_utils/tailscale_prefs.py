@@ -24,6 +24,8 @@ Prefs = dict[str, Value]
 NETFILTER = ("off", "nodivert", "on")
 EXIT_ROUTES = ("0.0.0.0/0", "::/0")
 AUTO = "auto:"
+#: Stands among the preferences for what `tailscale up` and `tailscale down` say.
+CONNECTED = "connected"
 #: ``util/dnsname/dnsname.go``: the longest label, and what becomes a hyphen within one.
 LABEL_LENGTH = 63
 SEPARATORS = " .@_"
@@ -193,6 +195,21 @@ def _split(value: Any) -> list[str]:
 def read_get(text: str) -> Prefs:
     """Return the preferences of ``tailscale get --json``; flags that are not known here are left out (PrefsError)."""
     return {name: normal(name, value) for name, value in _object(text).items() if name in FLAGS and value is not None}
+
+
+def read_all(get: Callable[..., str], named: Sequence[str]) -> Prefs | None:
+    """Return all preferences, with those of the ``named`` ones that hide, as ``get`` prints them (PrefsError).
+
+    ``get`` runs ``tailscale get --json`` with further words. None where there is no `get`, as before 1.100.
+    """
+    text = get()
+    if not text.lstrip().startswith("{"):
+        return None
+    found = read_get(text)
+    for name in named:
+        if name in FLAGS and FLAGS[name].hidden:
+            found.update(read_get(get(name)))
+    return found
 
 
 def read_debug(text: str, peers: Peers | None = None) -> Prefs:

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ansible_collections.labrack.infra.plugins.module_utils import daemon_json, openpgp
+from ansible_collections.labrack.infra.plugins.module_utils import daemon_json, managed, openpgp
 from ansible_collections.labrack.infra.plugins.module_utils.apt_source import (
     Package,
     Pin,
@@ -34,7 +34,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.apt_source import (
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change, rank
 from ansible_collections.labrack.infra.plugins.module_utils.daemon_json import Mark, Setting
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, plan_service
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, plan_service
 
 DAEMON_JSON = "/etc/docker/daemon.json"
 CONFIG = "/etc/nvidia-container-runtime/config.toml"
@@ -535,10 +535,14 @@ def _plan_toolkit(observed: Observed, wanted: Wanted) -> list[Change]:
     if not wants_toolkit(observed, wanted):
         return changes
     loose = _to_hold(observed, wanted)
+    for name in set(TOOLKIT) & set(observed.packages):
+        one = observed.packages[name]
+        managed.note("package", name, **({"held": True, "version": one.version} if one.held else {}))
     if loose:
         changes.append(Change(f"hold {' '.join(loose)}", "held against upgrades", step=("hold", *loose)))
     for unit in (REFRESH_PATH, REFRESH):
         state = observed.services.get(unit, ServiceState())
+        note_unit(unit, state, runs=unit == REFRESH_PATH)
         # the path unit waits for changes of the driver, the service runs at boot
         if not state.enabled or (unit == REFRESH_PATH and not state.active):
             changes.append(Change(f"unit {unit}", "enabled and started", step=("enable", unit)))
@@ -561,6 +565,7 @@ def refresh_reason(observed: Observed, wanted: Wanted) -> str:
 
 def _plan_engine(observed: Observed, wanted: Wanted, daemon: FileState | None, record: Record) -> list[Change]:
     engine = observed.engine
+    managed.note_packages([name for name in wanted.engine_packages if name in observed.packages])
     state = observed.services.get("docker", ServiceState())
     if engine is None or not state.active:
         return plan_service("docker", state)
@@ -613,6 +618,8 @@ def _restart(engine: Engine, live: bool, switch: str) -> Change:
 
 def _plan_members(observed: Observed, wanted: Wanted) -> list[Change]:
     members, users = observed.members or (), _users(observed, wanted)
+    if users:
+        managed.note("group", "docker", among=list(users))
     changes = [Change(f"group docker, {user}", "added", step=("add", user)) for user in users if user not in members]
     ours = set(read_record(observed).users) - set(users)
     return changes + [

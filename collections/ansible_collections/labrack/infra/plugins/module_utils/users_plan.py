@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
@@ -441,14 +442,18 @@ def plan(node: Node, registry: Registry, keys_exclusive: bool = True, subids: bo
         for name, gid in sorted(wanted_groups(node, registry).items())
         if name not in node.groups
     ]
+    for name in wanted_groups(node, registry):
+        managed.note("group", name)
     record = read_record(node.record)
-    managed = {*registry.groups, *record["groups"]}
+    ours_of_groups = {*registry.groups, *record["groups"]}
     member: dict[str, set[str]] = {}
     for name, group in node.groups.items():
         for one in group.members:
             member.setdefault(one, set()).add(name)
     gone = {user.name for user in removed(node, registry)}
     for user in sorted(made(node, registry), key=lambda user: user.uid):
+        if user.name not in gone:
+            managed.note("user", user.name, among=sorted({*registry.shared, *user.groups}))
         if user.locked:
             changes += _plan_lock(node, user, user.name not in gone)
             continue
@@ -456,15 +461,22 @@ def plan(node: Node, registry: Registry, keys_exclusive: bool = True, subids: bo
         if ours:
             changes.append(_unlock(node.accounts[user.name], user))
         changes += _plan_account(node, user, ours or user.name in record["expires"])
-        changes += _plan_membership(user, member.get(user.name, set()), managed)
+        changes += _plan_membership(user, member.get(user.name, set()), ours_of_groups)
         if makes_home(node, user):
             home = home_of(node, user)
             if home not in node.homes:
                 changes.append(Change(f"directory {home}", "created from /etc/skel", step=("home", user.name)))
-            keys = plan_file(keys_path(node, user), node.keys.get(user.name), wanted_keys(node, user, keys_exclusive))
+            wanted = wanted_keys(node, user, keys_exclusive)
+            part = None if keys_exclusive else user.keys
+            keys = plan_file(keys_path(node, user), node.keys.get(user.name), wanted, part=part)
+            if wanted is not None and keys_exclusive:
+                # what nobody but its owner may read is no secret here
+                managed.note("file", keys_path(node, user), how=managed.TEXT)
             changes += [replace(change, step=("keys", user.name)) for change in keys]
     for file in SUBID_FILES if subids else ():
-        changes += plan_file(file, node.subids.get(file), wanted_subids(node, registry, file))
+        ranges = [wanted_range(user) for user in registry.users if not user.locked]
+        lines = [f"{one.owner}:{one.start}:{one.count}" for one in ranges]
+        changes += plan_file(file, node.subids.get(file), wanted_subids(node, registry, file), part=lines)
     # nobody who goes may become root through a rule that stays behind
     changes += plan_file(SUDOERS, node.sudoers, wanted_sudoers(registry))
     for user in removed(node, registry):

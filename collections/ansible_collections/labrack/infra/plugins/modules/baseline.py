@@ -101,6 +101,11 @@ options:
       - Systemd unit that shall run and start at boot; nothing when empty.
     type: str
     default: ""
+  packages:
+    description: Packages that the caller has seen to be there, so that C(labrack drift) misses them later.
+    type: list
+    elements: str
+    default: []
   installed:
     description:
       - Packages that the caller has just installed, to be remembered for O(state=absent).
@@ -212,6 +217,7 @@ from ansible_collections.labrack.infra.plugins.module_utils import (
     golden_rule,
     host_python_plan,
     hosts_file,
+    managed_observe,
     node_io,
     python_observe,
     users_plan,
@@ -258,6 +264,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "uids": {"type": "dict", "default": {}},
     "gids": {"type": "dict", "default": {}},
     "time_service": {"type": "str", "default": ""},
+    "packages": {"type": "list", "elements": "str", "default": []},
     "installed": {"type": "list", "elements": "str", "default": []},
     "python_guard": {"type": "bool", "default": True},
     "uv_version": {"type": "str", "default": ""},
@@ -295,6 +302,7 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
             for one in params["directories"]
         },
         time_service=params["time_service"],
+        packages=tuple(params["packages"]),
         installed=tuple(params["installed"]),
     )
 
@@ -346,10 +354,16 @@ def observe(wanted: Wanted) -> Observed:
     return Observed(
         hosts=node_io.observe_file(baseline_plan.HOSTS),
         directories={path: _directory(path) for path in there},
-        entries={path: frozenset(os.listdir(path)) for path in there if path not in wanted.directories},
+        entries={path: frozenset(_entries(path)) for path in there if path not in wanted.directories},
         time_service=observe_services([unit])[unit] if unit else ServiceState(),
         record=record,
     )
+
+
+def _entries(path: str) -> set[str]:
+    """The names in a directory, but for the ledgers' where there is none but this module's, which goes with it."""
+    folder, name = os.path.split(managed_observe.FOLDER)
+    return set(os.listdir(path)) - ({name} if path == folder and managed_observe.holds_only("baseline") else set())
 
 
 def observe_python(
@@ -454,6 +468,8 @@ def apply(
             shutil.chown(target, _number(directory.owner), _number(directory.group))
             os.chmod(target, int(directory.mode, 8))
         elif verb == "rmdir":
+            if target == os.path.dirname(managed_observe.FOLDER):
+                managed_observe.forget(["baseline"])
             os.rmdir(target)
         elif verb == "remove":
             node_io.remove_file(target)
@@ -510,7 +526,7 @@ def main() -> None:
         return {"conflicts": conflicts, "golden_rule": found, "packages": unneeded}
 
     try:
-        converge(module, look, plan, make, extra)
+        converge(module, look, plan, make, extra, ledger="baseline")
     except ValueError as error:
         module.fail_json(msg=f"{baseline_plan.RECORD} is damaged ({error}). Mend: remove it and run again.")
     except (OSError, LookupError, ServiceError, uv_wheel.UvError) as error:

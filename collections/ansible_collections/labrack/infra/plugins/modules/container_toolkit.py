@@ -511,7 +511,7 @@ def main() -> None:
         return {"notes": found, "cdi_refresh": refreshed[0]}
 
     try:
-        converge(module, node.look, plan, node.apply, extra, drains=False)
+        converge(module, node.look, plan, node.apply, extra, drains=False, ledger="container_toolkit")
     except DaemonJsonError as error:
         module.fail_json(
             msg=f"{error}. Nothing was changed. Mend: correct it, by hand or with `python3 -m json.tool "

@@ -582,7 +582,15 @@ def main() -> None:
                         host.check_config(wanted.program, Path(folder))
             return {}
 
-        converge(module, host.look, lambda state: planner.plan(state, wanted), host.apply, extra, drains=False)
+        converge(
+            module,
+            host.look,
+            lambda state: planner.plan(state, wanted),
+            host.apply,
+            extra,
+            drains=False,
+            ledger="headscale",
+        )
     except (HeadscaleError, ServiceError, OSError, LookupError) as error:
         module.fail_json(msg=str(error))
 

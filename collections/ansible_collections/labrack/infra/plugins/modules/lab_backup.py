@@ -322,6 +322,7 @@ def main() -> None:
             lambda state: backup_plan.plan(state, wanted),
             lambda changes: apply(changes, wanted, first[0]),
             extra,
+            ledger="lab_backup",
         )
     except (BackupError, ServiceError, OSError) as error:
         module.fail_json(msg=str(error))

@@ -630,6 +630,7 @@ def main() -> None:
             lambda node: users_plan.plan(node, registry, params["keys_exclusive"], params["subids"]),
             lambda changes: archives.extend(apply(changes, seen, registry, params)),
             extra,
+            ledger="lab_users",
         )
     except ValueError as error:
         module.fail_json(msg=f"{users_plan.RECORD} is damaged ({error}). Mend: remove it and run again.")

@@ -114,7 +114,15 @@ def main() -> None:
             os.unlink(munge.NEXT_KEY_FILE)
 
     try:
-        converge(module, observe, plan, apply, lambda state: {"key": base64.b64encode(state.key or b"").decode()})
+        converge(
+            module,
+            observe,
+            plan,
+            apply,
+            lambda state: {"key": base64.b64encode(state.key or b"").decode()},
+            # the next key is nobody's yet
+            ledger="munge_key" if path == munge.KEY_FILE else "",
+        )
     except (KeyError, ServiceError) as error:
         module.fail_json(msg=f"MUNGE: {error}; is the package munge installed?")
 

@@ -68,6 +68,11 @@ options:
     description: After how many days without use files in scratch go; 0 for never.
     type: int
     default: 30
+  packages:
+    description: Packages that the caller has seen to be there, so that C(labrack drift) misses them later.
+    type: list
+    elements: str
+    default: []
   installed:
     description: Packages that the caller has just installed, to be remembered for O(state=absent).
     type: list
@@ -174,6 +179,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "nconnect": {"type": "int", "default": 4},
     "scratch": {"type": "str", "default": ""},
     "scratch_days": {"type": "int", "default": 30},
+    "packages": {"type": "list", "elements": "str", "default": []},
     "installed": {"type": "list", "elements": "str", "default": []},
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
@@ -408,7 +414,7 @@ def main() -> None:
     try:
         host = Host(nfs_client_plan.read_wanted(module.params, mount_observe.kernel_version(ROOT)))
         plan = nfs_client_plan.plan
-        converge(module, host.look, lambda seen: plan(seen, host.wanted), host.apply, extra, drains=False)
+        converge(module, host.look, lambda seen: plan(seen, host.wanted), host.apply, extra, False, "nfs_client")
     except ValueError as error:
         module.fail_json(msg=f"{nfs_client_plan.RECORD} is damaged ({error}). Mend: remove it and run again.")
     except (OSError, ClientError, ServiceError) as error:

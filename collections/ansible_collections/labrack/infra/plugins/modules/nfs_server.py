@@ -177,6 +177,11 @@ options:
     description: The lab's group numbers by name.
     type: dict
     default: {}
+  packages:
+    description: Packages that the caller has seen to be there, so that C(labrack drift) misses them later.
+    type: list
+    elements: str
+    default: []
   installed:
     description: Packages that were just installed for this.
     type: list
@@ -319,6 +324,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "uids": {"type": "dict", "default": {}},
     "gids": {"type": "dict", "default": {}},
+    "packages": {"type": "list", "elements": "str", "default": []},
     "installed": {"type": "list", "elements": "str", "default": []},
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
@@ -376,6 +382,7 @@ def read_wanted(params: Mapping[str, Any]) -> Wanted:
         quotas=tuple(_user_quotas(one, params["uids"]) for one in params["user_quotas"]),
         uids=uids,
         gids=gids,
+        packages=tuple(params["packages"]),
         installed=tuple(params["installed"]),
         unsaid=frozenset(
             (one["path"], key)
@@ -671,6 +678,7 @@ def main() -> None:
             lambda changes: apply(changes, seen[-1], wanted),
             lambda _state: {"packages": packages},
             drains=False,
+            ledger="nfs_server",
         )
     except ValueError as error:
         module.fail_json(msg=f"{nfs_plan.RECORD} is damaged ({error}). Mend: remove it and run again.")

@@ -426,7 +426,9 @@ def main() -> None:
         return seen
 
     try:
-        converge(module, look, driver.plan, lambda changes: driver.apply(changes, seen), driver.extra)
+        converge(
+            module, look, driver.plan, lambda changes: driver.apply(changes, seen), driver.extra, True, "nvidia_driver"
+        )
     except ValueError as error:
         module.fail_json(msg=f"{driver_plan.RECORD} is damaged ({error}). Mend: remove it and run again.")
     except (OSError, apt_source.SourceError, ServiceError, Refused) as error:

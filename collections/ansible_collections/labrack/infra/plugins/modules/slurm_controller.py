@@ -69,6 +69,11 @@ options:
   version:
     description: Slurm's version where it is not installed yet; by default the one of the distribution.
     type: str
+  packages:
+    description: Packages that the caller has seen to be there, so that C(labrack drift) misses them later.
+    type: list
+    elements: str
+    default: []
   drained:
     description: Workers that have been emptied, so that changes that would end their jobs are made now.
     type: list
@@ -186,7 +191,7 @@ class Head:
 
     def plan(self, state: HeadState) -> list[Change]:
         """Return what is off."""
-        return slurm_head.plan_head(state, self.conf_plan(state))
+        return slurm_head.plan_head(state, self.conf_plan(state), self.params["packages"])
 
     def extra(self, state: HeadState) -> dict[str, Any]:
         """Return what the role and the reader want to know beside the changes."""
@@ -321,6 +326,7 @@ def main() -> None:
             "health_interval": {"type": "int", "default": 60},
             "extra": {"type": "dict", "default": {}},
             "version": {"type": "str"},
+            "packages": {"type": "list", "elements": "str", "default": []},
             "drained": {"type": "list", "elements": "str", "default": []},
             "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
         },
@@ -330,7 +336,7 @@ def main() -> None:
         head = Head(module.params, module.check_mode)
         for reason in head.cgroups.reasons:
             module.warn(reason)
-        converge(module, head.observe, head.plan, head.apply, head.extra)
+        converge(module, head.observe, head.plan, head.apply, head.extra, ledger="slurm_controller")
     except (slurm_conf.SlurmConfError, ServiceError) as error:
         module.fail_json(msg=str(error))
 

@@ -20,6 +20,11 @@ options:
     description: The text of the script that dumps the database.
     type: str
     required: true
+  packages:
+    description: Packages that the caller has seen to be there, so that C(labrack drift) misses them later.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -111,6 +116,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "dump_script": {"type": "str", "required": True},
+            "packages": {"type": "list", "elements": "str", "default": []},
             "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
         },
         supports_check_mode=True,
@@ -132,7 +138,14 @@ def main() -> None:
                     wait_for(["ss", "--no-header", "--listening", "--numeric", "--tcp"], ":6819", "slurmdbd")
 
     try:
-        converge(module, observe, lambda state: slurm_database.plan_database(state, script), apply)
+        packages = module.params["packages"]
+        converge(
+            module,
+            observe,
+            lambda state: slurm_database.plan_database(state, script, packages),
+            apply,
+            ledger="slurm_database",
+        )
     except ServiceError as error:
         module.fail_json(msg=str(error))
 

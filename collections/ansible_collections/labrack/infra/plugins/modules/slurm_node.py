@@ -55,6 +55,11 @@ options:
     description: Whether slurmd has to be restarted to fetch another configuration, as before Slurm 23.11.
     type: bool
     default: false
+  packages:
+    description: Packages that the caller has seen to be there, so that C(labrack drift) misses them later.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -145,6 +150,7 @@ def main() -> None:
             "exempt": {"type": "list", "elements": "str", "default": []},
             "config": {"type": "str"},
             "refetch": {"type": "bool", "default": False},
+            "packages": {"type": "list", "elements": "str", "default": []},
             "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
         },
         supports_check_mode=True,
@@ -159,6 +165,7 @@ def main() -> None:
         exempt=tuple(module.params["exempt"]),
         config=module.params["config"],
         refetch=module.params["refetch"],
+        packages=tuple(module.params["packages"]),
     )
 
     def apply(changes: list[Change]) -> None:
@@ -176,7 +183,7 @@ def main() -> None:
                     wait_for(["ss", "--no-header", "--listening", "--numeric", "--tcp"], ":6818", name)
 
     try:
-        converge(module, observe, lambda state: slurm_node.plan_node(state, wish), apply)
+        converge(module, observe, lambda state: slurm_node.plan_node(state, wish), apply, ledger="slurm_node")
     except ServiceError as error:
         module.fail_json(msg=str(error))
 

@@ -172,7 +172,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        converge(module, observe, slurm_undo.plan_undo, apply)
+        converge(module, observe, slurm_undo.plan_undo, apply, forgets=slurm_undo.LEDGERS)
     except ServiceError as error:
         module.fail_json(msg=str(error))
 

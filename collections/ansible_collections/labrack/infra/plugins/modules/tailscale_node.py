@@ -286,16 +286,8 @@ def settle() -> None:
 
 def read_prefs(raw: str, peers: Mapping[str, Any], named: Sequence[str]) -> dict[str, Value]:
     """Return the preferences by flag; ``raw`` is what ``debug prefs`` printed, ``named`` those that are asked for."""
-    done = tailscale("get", "--json")
-    if done.rc or not done.out.lstrip().startswith("{"):
-        # before 1.100 there is no `get`
-        found = tailscale_prefs.read_debug(raw, peers)
-    else:
-        found = tailscale_prefs.read_get(done.out)
-        for name in named:
-            if name in tailscale_prefs.FLAGS and tailscale_prefs.FLAGS[name].hidden:
-                found.update(tailscale_prefs.read_get(tailscale("get", "--json", name).out))
-    return found
+    found = tailscale_prefs.read_all(lambda *words: tailscale("get", "--json", *words).out, named)
+    return tailscale_prefs.read_debug(raw, peers) if found is None else found
 
 
 def read_session() -> Session:
@@ -808,7 +800,15 @@ def main() -> None:
         return {"notes": found, "guarded": dict(state.guarded), "tailnet": tailscale_plan.facts(state, mtu)}
 
     try:
-        converge(module, node.look, lambda state: tailscale_plan.plan(state, wanted), node.apply, extra, drains=False)
+        converge(
+            module,
+            node.look,
+            lambda state: tailscale_plan.plan(state, wanted),
+            node.apply,
+            extra,
+            False,
+            "tailscale_node",
+        )
     except (TailscaleError, PrefsError, SourceError, ServiceError, OSError) as error:
         module.fail_json(msg=hide(str(error), wanted.auth_key))
 
