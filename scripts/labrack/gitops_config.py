@@ -26,6 +26,7 @@ VARIABLE = "LABRACK_GITOPS_CONFIG"
 #: Ways to a repository. The helper ``ext`` of git would run any command.
 _SCHEMES = ("ssh", "https", "http", "file", "git")
 _SCP = re.compile(r"[\w.-]+@[\w.-]+:[^-\s][^\s]*")
+_INVENTORY = ("inventory",)
 _BRANCH = re.compile(r"(?!-)(?!.*\.\.)(?!.*//)[\w./-]+(?<!/)(?<!\.lock)")
 
 
@@ -37,7 +38,7 @@ class Config:
     allowed_signers: Path
     state: Path
     branch: str = "main"
-    inventory: tuple[str, ...] = ("inventory",)
+    inventory: tuple[str, ...] = _INVENTORY
     max_disruption: str = "restart"
     windows: tuple[Window, ...] = ()
     window_disruption: str = "reboot"
@@ -90,7 +91,7 @@ def load(path: Path) -> Config:
     for key in _PATHS:
         if values.get(key):
             values[key] = Path(values[key])
-    values["inventory"] = tuple(values.get("inventory", Config.inventory))
+    values["inventory"] = tuple(values.get("inventory", _INVENTORY))
     values["windows"] = tuple(Window.read(text) for text in values.get("windows", ()))
     values.setdefault("state", shell.state_home() / "gitops")
     config = Config(**values)
@@ -104,7 +105,7 @@ def _problems(found: Mapping[str, Any]) -> list[str]:
         kind = _KEYS.get(key)
         if kind is None:
             problems.append(f"{key} is no key. Mend: take it out; there are {', '.join(_KEYS)}")
-        elif type(value) is not kind or (kind is list and not all(isinstance(one, str) for one in value)):
+        elif type(value) is not kind or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):
             problems.append(f"{key} = {_shown(key, value)} is not {_WORDS[kind]}")
     if problems:
         return problems
@@ -118,7 +119,7 @@ def _problems(found: Mapping[str, Any]) -> list[str]:
     for key in _PATHS:
         if key in found and not Path(found[key]).is_absolute():
             problems.append(f'{key} = "{found[key]}" is no absolute path')
-    if not found.get("inventory", Config.inventory):
+    if not found.get("inventory", _INVENTORY):
         problems.append('inventory = [] names none. Mend: write ["inventory"], paths in the repository')
     for path in found.get("inventory", ()):
         parts = Path(path).parts

@@ -16,14 +16,14 @@ from pathlib import Path
 from .lab import Lab
 from .progress import Progress
 from .run import RunError, run_playbook
-from .shell import UserError
+from .shell import BusyError, UserError
 
 PLAYBOOK = "labrack.infra.lease"
 #: The task of the playbook that takes the lease, and the words by which it tells of another holder.
 _TASK, _WORDS = "Hold the lease", "holds the lease"
 
 
-class Taken(UserError):
+class Taken(BusyError):
     """Somebody else holds the lease; the message says who, since when and for what."""
 
 

@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A git remote with people who sign, as the tests of ``labrack gitops`` need it. The keys are real, made by ssh-keygen."""
+"""A git remote with people who sign, as the tests of ``labrack gitops`` need it. The keys are ssh-keygen's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What the tests of ``labrack gitops`` apply, in the place of a lab: each host is one file with the setting as its text.
+"""What the tests of ``labrack gitops`` apply, in the place of a lab: each host is a file with the setting as its text.
 
 As a program, ``python -m tests.unit.gitops_world FOLDER CONFIG`` does one run through the command's entry point.
 """

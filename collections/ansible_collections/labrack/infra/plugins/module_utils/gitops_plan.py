@@ -18,7 +18,7 @@ from typing import Any
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change
 from ansible_collections.labrack.infra.plugins.module_utils.maintenance_window import Window, WindowError
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
 
 USER = "labrack-gitops"
 HOME = f"/var/lib/{USER}"
@@ -147,8 +147,8 @@ def python_problem(python: tuple[int, ...], program: str) -> str:
         return ""
     what = f"is {'.'.join(map(str, python))}" if python else "does not run"
     return (
-        f"gitops_python {program} {what}, and labrack needs Python 3.11 or newer with venv. Mend: install one, and name "
-        "it in gitops_python"
+        f"gitops_python {program} {what}, and labrack needs Python 3.11 or newer with venv. Mend: install one, and "
+        "name it in gitops_python"
     )
 
 
@@ -298,6 +298,7 @@ def plan(observed: Observed, wanted: Wanted, program: str = "python3") -> list[C
     if observed.linked is False:
         changes.append(Change(f"metrics in {wanted.textfile_directory}", "linked", step=("link",)))
     changes += plan_file(RECORD, observed.files.get(RECORD), record_file(observed, wanted))
+    note_unit(f"{USER}.timer", observed.timer)
     if not observed.timer.enabled:
         changes.append(Change(f"timer {USER}", "enabled at boot", step=("enable", f"{USER}.timer")))
     if units or not observed.timer.active:

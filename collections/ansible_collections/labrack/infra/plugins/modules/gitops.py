@@ -370,6 +370,7 @@ def main() -> None:
             lambda state: gitops_plan.plan(state, wanted, python),
             lambda changes: apply(changes, wanted, first[0], module.params),
             extra,
+            ledger="gitops",
         )
     except (GitopsError, ServiceError, OSError) as error:
         module.fail_json(msg=str(error))
