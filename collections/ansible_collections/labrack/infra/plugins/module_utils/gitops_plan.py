@@ -167,8 +167,10 @@ def toml(config: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(one) for one in value)}]"
-    # a JSON text of ASCII is a basic string of TOML
-    return str(value) if isinstance(value, int) else json.dumps(str(value))
+    if isinstance(value, int):
+        return str(value)
+    # a JSON text is a basic string of TOML, but for DEL
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def config_text(wanted: Wanted) -> str:
