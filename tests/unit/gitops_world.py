@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import rank
@@ -24,18 +23,8 @@ from labrack.planning import Applied, HostResult, Item, NodePlan, Plan, TaskPlan
 CANARY = "canary-7Tq2Lx9vRw4Z"
 
 
-def findings() -> ModuleType:
-    """Return a doctor that finds a lab broken whose variables say so, and that has seen its secrets."""
-    module: Any = ModuleType("labrack.doctor")
-
-    def run(lab: Lab, _log: Path, _step: Any, offline: bool = False) -> list[SimpleNamespace]:
-        assert offline
-        note = SimpleNamespace(host="head", severity="note", what="a note", mend="none")
-        bad = SimpleNamespace(host="head", severity="error", what="lab_head is broken.", mend="Mend it.")
-        return [note, *([bad] if lab.hosts["head"].get("broken") else [])]
-
-    module.run = run
-    return module
+#: Variables of an inventory that doctor refuses.
+BROKEN = {"lab_users": "[{name: ada, uid: 2001}, {name: ben, uid: 2001}]"}
 
 
 @dataclass
@@ -56,7 +45,7 @@ class World:
         variables = "".join(f"{name}: {value}\n" for name, value in more.items())
         return {
             "inventory/hosts.yml": "lab_head: {hosts: {head: {}}}\nlab_workers: {hosts: {node1: {}}}\n",
-            "inventory/group_vars/all.yml": f'setting: "{setting}"\n{variables}',
+            "inventory/group_vars/all.yml": f'setting: "{setting}"\nlab_orchestrator: none\n{variables}',
         }
 
     def texts(self) -> dict[str, str]:
@@ -106,7 +95,7 @@ class World:
             if off and not later:
                 (self.folder / host).write_text(str(lab.hosts[host]["setting"]))
             hosts[host] = HostResult(len(off) - len(later), tuple(off), later)
-        return Applied(hosts)
+        return Applied((), hosts)
 
 
 def main() -> None:
@@ -116,7 +105,6 @@ def main() -> None:
     planning.make = world.make  # type: ignore[assignment]
     planning.apply = world.apply  # type: ignore[assignment]
     lease.held = world.held  # type: ignore[assignment]
-    sys.modules["labrack.doctor"] = findings()
     from labrack.cli import app
 
     sys.argv = ["labrack", "gitops", "run", "--config", config]

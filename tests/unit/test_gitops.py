@@ -28,7 +28,7 @@ from labrack import gitops, gitops_config, lease, planning
 from labrack.gitops import Report
 from labrack.progress import Progress
 from tests.unit.gitops_lab import Remote
-from tests.unit.gitops_world import CANARY, World, findings
+from tests.unit.gitops_world import BROKEN, CANARY, World
 
 SATURDAY, MONDAY = (datetime(2026, 6, 6, 3).timestamp(), datetime(2026, 6, 1, 12).timestamp())
 
@@ -93,7 +93,6 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
     monkeypatch.setattr(planning, "make", world.make)
     monkeypatch.setattr(planning, "apply", world.apply)
     monkeypatch.setattr(lease, "held", world.held)
-    monkeypatch.setitem(sys.modules, "labrack.doctor", findings())
     remote = Remote.make(tmp_path / "remote")
     remote.signers(tmp_path / "signers")
     return Loop(tmp_path, remote, world)
@@ -176,7 +175,7 @@ def test_a_history_without_a_refused_commit_is_rewritten_too(loop: Loop) -> None
     """What was seen once can't be taken back, so nobody can choose which of the signed states is in force."""
     loop.push("one")
     loop.run()
-    loop.push("two", broken="true")
+    loop.push("two", **BROKEN)
     assert loop.run().result == "broken"
     loop.remote.git("reset", "--quiet", "--hard", "HEAD~1")
     loop.remote.git("push", "--quiet", "--force", "origin", "main")
@@ -188,7 +187,7 @@ def test_a_broken_commit_is_refused_and_the_old_state_stays(loop: Loop, how: str
     first = loop.push("one")
     loop.run()
     if how == "doctor":
-        loop.push("two", broken="true")
+        loop.push("two", **BROKEN)
     elif how == "yaml":
         loop.remote.commit({"inventory/group_vars/all.yml": "setting: [two\n"}, loop.remote.ada)
     else:
@@ -199,7 +198,7 @@ def test_a_broken_commit_is_refused_and_the_old_state_stays(loop: Loop, how: str
     assert f"{first[:12]} stays in force" in report.message and str(loop.state / "candidate") not in report.message
     assert '"one"' in loop.in_force and gitops.read_state(loop.state).commit == first
     if how == "doctor":
-        assert "head: lab_head is broken" in report.message
+        assert "2001" in report.message and "ben" in report.message
     loop.remote.commit(loop.world.inventory("three"), loop.remote.ada)
     assert loop.run().result == "applied" and loop.world.texts()["head"] == "three"
 
@@ -471,7 +470,7 @@ def test_the_output_of_a_run_has_no_secret(loop: Loop) -> None:
         loop.push("one")
         reports = [loop.run()]
         shown = loop.shown
-        loop.push("two", broken="true")
+        loop.push("two", **BROKEN)
         reports.append(loop.run())
         shown += loop.shown
         seen = json.dumps([gitops.document(one) for one in reports]) + shown + json.dumps(got)
