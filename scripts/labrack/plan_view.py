@@ -124,7 +124,7 @@ def _node(hosts: Sequence[str], node: NodePlan, diffs: bool) -> Iterator[Rendera
         yield from _advice(node.failed, hosts, node.unreachable)
     else:
         yield Text.assemble(
-            (", ".join(hosts), "bold"), f"  {_count(len(node.items), 'change')}" if node.items else "  -"
+            (", ".join(hosts), "bold"), f"  {_count(len(node.items), 'change')}" if node.items else "  unchanged"
         )
     roles: dict[str, list[TaskPlan]] = {}
     for task in node.tasks:
@@ -147,7 +147,9 @@ def _result(hosts: Sequence[str], result: HostResult) -> Iterator[RenderableType
         yield _indented(result.cause)
         yield from _advice(result.cause, hosts, result.unreachable)
     else:
-        yield Text.assemble((name, "bold"), f"  {_count(result.changed, 'task')} changed" if result.changed else "  -")
+        yield Text.assemble(
+            (name, "bold"), f"  {_count(result.changed, 'task')} changed" if result.changed else "  unchanged"
+        )
     if result.items:
         yield _items(result.items)
     if result.pending:

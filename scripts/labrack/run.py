@@ -27,7 +27,7 @@ from typing import Any, TextIO
 
 import ansible_runner
 
-from ansible_collections.labrack.infra.plugins.plugin_utils.run_record import STEERING, Watch, pending_of
+from ansible_collections.labrack.infra.plugins.plugin_utils.run_record import STEERING, Watch, pending_of, task_line
 
 from .progress import Step
 from .shell import UserError, home
@@ -40,7 +40,7 @@ _ENDINGS = {
     "runner_on_unreachable": "unreachable",
 }
 #: Actions that do nothing on a node, and are not shown.
-_STEERING = ("include_tasks", "include_role", "set_fact", "validate_argument_spec")
+_STEERING = ("assert", "include_tasks", "include_role", "set_fact", "validate_argument_spec")
 #: What ansible-playbook asks for on a terminal: its options, and the prompt that they make.
 _PROMPTS = (
     (("-k", "--ask-pass", "--connection-password"), "SSH password", r"^SSH password:\s*?$"),
@@ -209,7 +209,8 @@ def run_playbook(
         events = Events(step, output)
         runner = ansible_runner.run(
             private_data_dir=private,
-            project_dir=str(home()),
+            # where it runs: files among the arguments are named from here
+            project_dir=str(Path.cwd()),
             playbook=playbook,
             inventory=[str(path) for path in inventory],
             cmdline=shlex.join(_options(tags, variables, check, diff, limit, arguments)) or None,
@@ -301,14 +302,10 @@ class Events:
 
     def _finish_task(self) -> None:
         """Tell how the current task ended, unless it was skipped everywhere."""
-        by_ending: dict[str, list[str]] = {}
-        for host, ending in sorted(self._ended.items()):
-            by_ending.setdefault(ending, []).append(host)
+        line = task_line(self._task, self._ended)
         self._ended = {}
-        by_ending.pop("skipped", None)
-        if by_ending:
-            endings = "; ".join(f"{ending} on {', '.join(hosts)}" for ending, hosts in sorted(by_ending.items()))
-            self.step.finished(f"{self._task}: {endings}", time.monotonic() - self._started)
+        if line:
+            self.step.finished(line, time.monotonic() - self._started)
 
 
 def _task_result(data: Mapping[str, Any], ending: str) -> TaskResult:

@@ -78,7 +78,7 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """Note that a task begins."""
-        self._watch.start(role_of(task), task.get_name(include_role_fqcn=False), time.monotonic())
+        self._watch.start(run_record.role_of(task), run_record.task_name(task), time.monotonic())
 
     def v2_playbook_on_handler_task_start(self, task: Any) -> None:
         """Note that a handler begins."""
@@ -91,17 +91,12 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Note why a host is out."""
         if not ignore_errors:
-            self._failed(result)
+            self._hosts.failed_result(result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Note that a host does not answer."""
         if not result.task.ignore_unreachable:
-            self._failed(result, unreachable=True)
-
-    def _failed(self, result: Any, unreachable: bool = False) -> None:
-        words = result.result.get("msg") or result.result.get("censored") or "no message"
-        task = result.task.get_name(include_role_fqcn=False)
-        self._hosts.failed(result.host.get_name(), task, str(words), unreachable)
+            self._hosts.failed_result(result, unreachable=True)
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Write the line."""
@@ -154,11 +149,6 @@ def playbook_name(playbook: Any) -> str:
     names = context.CLIARGS.get("args") or ()
     file = Path(playbook._file_name)
     return next((one for one in names if Path(one).name == file.name or one.endswith(f".{file.stem}")), str(file))
-
-
-def role_of(task: Any) -> str:
-    """Return the name of a task's role, "" outside of one."""
-    return task._role.get_name() if task._role else ""
 
 
 def _user() -> str:

@@ -113,6 +113,50 @@ class Hosts:
         entry["failed"] = entry["failed"] or f"{task}: {message}"[:MOST_WORDS]
         entry["unreachable"] = entry["unreachable"] or unreachable
 
+    def failed_result(self, result: Any, unreachable: bool = False) -> None:
+        """Note why a host is out of the run, from what Ansible gives to a callback; nothing that no_log hides."""
+        words = result.result.get("msg") or result.result.get("censored") or "no message"
+        self.failed(result.host.get_name(), task_name(result.task), str(words), unreachable)
+
+
+def role_of(task: Any) -> str:
+    """Return the name of the role of one of Ansible's tasks, "" outside of roles."""
+    return task._role.get_name() if task._role else ""
+
+
+def task_name(task: Any) -> str:
+    """Return the name of one of Ansible's tasks, without that of its role."""
+    return str(task.name or task.action)
+
+
+def task_line(task: str, ended: Mapping[str, str]) -> str:
+    """Return how a task ended on the hosts, "" where it was skipped on all."""
+    by_ending: dict[str, list[str]] = {}
+    for host, ending in sorted(ended.items()):
+        if ending != "skipped":
+            by_ending.setdefault(ending, []).append(host)
+    endings = "; ".join(f"{ending} on {', '.join(hosts)}" for ending, hosts in sorted(by_ending.items()))
+    return f"{task}: {endings}" if endings else ""
+
+
+def host_lines(host: str, entry: Mapping[str, Any]) -> list[str]:
+    """Return what a run did to a host, from its part of the history."""
+    changed = entry["changed"]
+    lines = [f"{host}: {changed} task{'' if changed == 1 else 's'} changed" if changed else f"{host}: unchanged"]
+    if entry["failed"]:
+        lines = [f"{host}: {'does not answer' if entry['unreachable'] else 'failed'}"]
+        lines += [f"    {line}" for line in entry["failed"].splitlines()]
+    lines += [f"    pending '{one['disruption']}': {one['subject']}: {one['summary']}" for one in entry["pending"]]
+    return lines
+
+
+def timing_lines(watch: Watch, most: int) -> list[str]:
+    """Return the seconds of each role, and of as many of the longest tasks, as lines."""
+    roles = [f"{seconds:8.1f} s  {role}" for role, seconds in watch.roles.items()]
+    longest = sorted(watch.tasks.items(), key=lambda one: -one[1])[:most]
+    tasks = [f"{seconds:8.1f} s  {f'{role}: ' if role else ''}{task}" for (role, task), seconds in longest]
+    return ["Roles", *roles, "Longest tasks", *tasks] if roles else ["Longest tasks", *tasks]
+
 
 def append(file: Path, run: Mapping[str, Any]) -> None:
     """Add a run to the history, which is readable by its owner alone; OSError where that can't be."""
