@@ -395,9 +395,9 @@ def _offline_errors(lab: Lab, log: Path, step: Step) -> list[str]:
 
     findings = doctor.run(lab, log, step, offline=True)
     return [
-        f"{finding.host}: {finding.what} {finding.mend}".strip(": ")
+        f"{finding.host + ': ' if finding.host else ''}{finding.what}. Mend: {finding.mend}"
         for finding in findings
-        if finding.severity == "error"
+        if finding.severity == doctor.ERROR
     ]
 
 
