@@ -267,6 +267,9 @@ class _Run:
             holding = lease.held(lab, self.log / "reach.log", self.progress, f"gitops, commit {state.commit[:12]}")
             with holding as reached:
                 state.down = report.down = sorted(reached.down)
+                for head in lab.groups.get("lab_head", ()):
+                    if head in reached.down:
+                        raise Stop("failed", f"The head {head} does not answer: {reached.down[head]}")
                 consent = self._consent()
                 started = time.monotonic()
                 with self.progress.step("Plan") as step:

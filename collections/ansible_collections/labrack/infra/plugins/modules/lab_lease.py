@@ -39,6 +39,17 @@ options:
     description: The file.
     type: path
     default: /run/labrack/lease.json
+attributes:
+  check_mode:
+    description: Says who holds it, and takes nothing.
+    support: full
+  diff_mode:
+    description: Who changes the lab is no change of it.
+    support: none
+  platform:
+    description: The systems that the module runs on.
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""
