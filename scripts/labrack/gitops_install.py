@@ -42,8 +42,8 @@ def install(
 ) -> str:
     """Install, or with ``gitops_state`` absent in ``variables`` take away; return the deploy key's public half.
 
-    It is "" in check mode. The variables are those of the role, whose secrets stay in a file that is gone afterwards. Without ``gitops_wheel``
-    the running labrack is packed. :class:`.run.RunError` where it fails.
+    It is "" in check mode. The variables are those of the role, whose secrets stay in a file that is gone afterwards.
+    Without ``gitops_wheel`` the running labrack is packed. :class:`.run.RunError` where it fails.
     """
     with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
         given = dict(variables)
@@ -92,8 +92,8 @@ def pack(folder: Path) -> Path:
         if done.returncode:
             words = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
             raise UserError(
-                f"This checkout can't be packed: {''.join(words)}. Mend: run `make lint` once, which installs hatchling, "
-                "or name a wheel with --wheel."
+                f"This checkout can't be packed: {''.join(words)}. Mend: run `make lint` once, which installs "
+                "hatchling, or name a wheel with --wheel."
             )
         return next(folder.glob("*.whl"))
     distribution = importlib.metadata.distribution("labrack")

@@ -167,10 +167,12 @@ def kept(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     closet = bring_up(name, [NodeSpec(host, SYSTEM) for host in HOSTS], inventory, state)
     python = closet.root("head", "python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").strip()
     head = closet.lab.node("head").container
-    closet.root("head", "rm -rf /srv/simple /srv/remote; apt-get -qq update && apt-get -qq install -y git >&2")
+    closet.root("head", "rm -rf /srv/simple /srv/remote && mkdir -p /srv/remote")
     docker("cp", str(simple_index(folder, python)), f"{head}:/srv/simple")
-    closet.root("head", "git init --quiet --bare --initial-branch=main /srv/remote/lab.git; apt-get -qq remove -y git")
     remote = Remote.make(folder / "remote")
+    # git comes with the installation
+    docker("cp", str(remote.bare), f"{head}:/srv/remote/lab.git")
+    closet.root("head", "chown -R root:root /srv/remote")
     remote.git("remote", "set-url", "origin", "ssh://root@head/srv/remote/lab.git")
     remote.git("config", "core.sshCommand", f"ssh -F {closet.ssh.config}")
     (folder / "vault-password").write_text(f"{CANARY}-vault\n")
