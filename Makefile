@@ -56,8 +56,10 @@ lint: $(READY) ## check code, YAML, roles and playbooks
 	done
 	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint
 
-docs: $(READY) ## write the roles' defaults and READMEs from their argument specs
+docs: $(READY) ## write the roles' defaults and READMEs from their argument specs, and a head's requirements from uv.lock
 	$(BIN)/python scripts/generate_docs.py
+	UV_PYTHON_DOWNLOADS=never $(lastword $(sort $(wildcard .cache/uv-*/bin/uv))) export --quiet --frozen --no-dev \
+		--no-emit-project --no-header --no-annotate -o roles/gitops/files/requirements.txt
 
 $(READY): pyproject.toml uv.lock scripts/setup.sh
 	@sh scripts/setup.sh $(PYTHON)

@@ -460,7 +460,9 @@ def _jobs(
     if not nodes:
         return (), ""
     try:
-        return running_jobs(lab.inventory, log.with_name("jobs.log"), step, nodes, _connection(arguments), answers), ""
+        return running_jobs(
+            lab.inventory, log.with_name("jobs.log"), step, nodes, connection_arguments(arguments), answers
+        ), ""
     except RunError as error:
         return (), f"Slurm could not be asked: {error}"
 
@@ -478,7 +480,7 @@ _TAKES_NONE = (
 )
 
 
-def _connection(arguments: Sequence[str]) -> list[str]:
+def connection_arguments(arguments: Sequence[str]) -> list[str]:
     """Return of ansible-playbook's arguments those that another playbook needs to reach the same machines.
 
     What names tasks, such as --start-at-task, stays behind.

@@ -57,6 +57,7 @@ ORDER = (
     "test_headscale_config",
     "test_tailnet",
     "test_demo_tailnet",
+    "test_gitops",
     "test_molecule",
 )
 A100 = GpuSpec(

@@ -102,6 +102,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def inventory(home: Path, head: Mapping[str, Any] | None = None, **variables: Any) -> None:
     """Write the inventory, with variables of the head and of all."""
     here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "folder": f"{home}/made"}
+    here["lease_file"] = f"{home}/lease/lease.json"
     document = {
         "all": {
             "vars": {**here, "first_text": "1", **variables},

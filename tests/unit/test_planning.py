@@ -150,4 +150,4 @@ def test_digest_covers_what_a_run_reads(tmp_path: Path) -> None:
 
 def test_only_what_reaches_the_machines_goes_to_another_playbook() -> None:
     words = ["-e", "a=1", "--start-at-task", "x", "-vvv", "--vault-password-file=pw", "-K", "--user", "me", "--step"]
-    assert planning._connection(words) == ["-e", "a=1", "--vault-password-file=pw", "-K", "--user", "me"]
+    assert planning.connection_arguments(words) == ["-e", "a=1", "--vault-password-file=pw", "-K", "--user", "me"]

@@ -117,9 +117,10 @@ def apply_plan(
     jobs waits for consent. A node that fails doesn't hold the others, but for the head. Exit status: 0 done, though
     things may be pending, 1 failed on a node.
     """
-    from .. import lab, plan_view, planning
+    from .. import lab, lease, plan_view, planning
     from ..progress import Progress
 
+    progress = Progress(shell.console(stderr=True))
     with shell.errors("What was done stays; `labrack apply` goes on from there."):
         saved = planning.read(file) if file else None
         given = _given(ctx, consent, tags, limit)
@@ -142,7 +143,9 @@ def apply_plan(
         with planning.lock(found.state):
             if not yes and not _agreed(saved or _make(found, given)):
                 return
-            with Progress(shell.console(stderr=True)).step("Apply") as step:
+            to_reach = {"arguments": planning.connection_arguments(given["arguments"]), "answers": given["answers"]}
+            holding = lease.held(found, found.state / "lease.log", progress, "labrack apply", **to_reach)
+            with holding, progress.step("Apply") as step:
                 applied = planning.apply(found, found.state / "apply.log", step, plan=saved, **given)
                 step.summary = ", ".join(applied.hosts)
         if as_json:
