@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.labrack.infra.plugins.action import lab_check as action
 from ansible_collections.labrack.infra.plugins.module_utils import lab_check
-from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_source
+from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_read, inventory_source
 
 from . import lab
 from .shell import UserError
@@ -137,13 +136,13 @@ def problems(inventory: Sequence[Path]) -> tuple[lab.Lab, list[str]]:
     """Return the lab, and what the rules find in its inventory without asking a node, as lines."""
     found = lab.load(inventory)
     known = _definitions(inventory)
-    checked, findings = action.read_inventory(
+    checked, findings = inventory_read.read_inventory(
         found.hosts,
         {name: list(hosts) for name, hosts in found.groups.items()},
         known,
-        action.role_options(action.ROLES),
+        inventory_read.role_options(inventory_read.ROLES),
     )
-    return found, action.lines([*findings, *lab_check.check_inventory(checked)], checked, known)
+    return found, inventory_read.lines([*findings, *lab_check.check_inventory(checked)], checked, known)
 
 
 def write(edits: Sequence[Edit]) -> None:
