@@ -48,7 +48,8 @@ def plan_words(plan: Plan) -> list[Text]:
         on = sum(bool(node.items) for node in plan.nodes.values())
         lines.append(Text(f"{_count(plan.changes, 'change')} on {on} of {_count(len(plan.nodes), 'node')}."))
     elif not failed:
-        lines.append(Text("Nothing to change: the lab is as the inventory says.", "" if plan.pending else "green"))
+        as_said = Text("Nothing to change: the lab is as the inventory says.", "green")
+        lines.append(Text("Nothing to change without your consent.") if plan.pending else as_said)
     if plan.pending:
         highest = _highest(item for node in plan.nodes.values() for item in node.pending)
         command = apply_command(plan.inventory, consent=highest, tags=plan.tags, limit=plan.limit)

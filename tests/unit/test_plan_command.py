@@ -177,7 +177,7 @@ def test_from_plan_to_a_lab_as_the_inventory_says(home: Path) -> None:
     assert made(home) == {"head.first": "1\n", "head.secret": "none", "node1.first": "1\n"}
     again = labrack("plan")
     assert again.exit_code == 2 and again.stdout.startswith("head  unchanged\n  pending consent\n    drain ")
-    assert "\nNothing to change: the lab is as the inventory says.\n2 more pending" in again.stdout
+    assert "\nNothing to change without your consent.\n2 more pending" in again.stdout
     runs = history.read(lab.state_dir([home / "inventory"]))
     assert [(run.check, run.rc, sum(one["changed"] for one in run.hosts.values())) for run in runs] == [
         *((True, 0, 3), (False, 0, 3), (True, 0, 0))
