@@ -95,17 +95,30 @@ def read_inventory(
     findings = lab_check.check_names(sorted(set_names), options, ["lab_", *(f"{role}_" for role in roles)])
     hosts: dict[str, dict[str, Any]] = {}
     facts: dict[str, Any] = {}
+    seen: dict[str, tuple[Any, Any]] = {}
     for host in groups["all"]:
         values: dict[str, Any] = {}
+        raws: dict[str, Any] = {}
+        again: dict[str, Any] = {}
         of_host = hostvars[host]
         for name in sorted({*options, *CONNECTION, *POLICY, *secrets}):
             try:
                 if name in of_host:
-                    values[name] = plain(of_host[name])
+                    raw = of_host[name]
+                    if name in seen and seen[name][0] is raw:
+                        again[name] = seen[name][1]
+                    else:
+                        values[name] = plain(raw)
+                        raws[name] = raw
             except AnsibleError as error:
                 problem = f"can't be worked out: {str(error).splitlines()[0].rstrip('.')}"
                 findings.append(Finding((name,), "", problem, "mend the expression", (host,)))
-        clean, wrong = check_variables(options, values)
+        rest = {name: option for name, option in options.items() if name not in again}
+        clean, wrong = check_variables(rest, values)
+        broken = {one.path[0] for one in wrong}
+        # what is one object for many hosts, as in group_vars/all, is checked once
+        seen.update((name, (raw, clean[name])) for name, raw in raws.items() if name in clean and name not in broken)
+        clean.update(again)
         others = {name: value for name, value in values.items() if name not in options}
         hosts[host] = {**clean, **others}
         findings += [Finding(one.path, one.value, one.problem, one.mend, (host,)) for one in wrong]
