@@ -178,3 +178,9 @@ def test_the_shipped_inventories_can_be_edited(name: str) -> None:
     document.set(("lab_users", 0, "state"), "locked")
     went, came = changed(text, document.text)
     assert (went, came[0]) == (["lab_users: []"], "lab_users:") and len(came) == 4
+
+
+def test_what_comes_behind_a_long_text_stands_right_below_it() -> None:
+    document = Document("a:\n  x: |\n    text\n\n# next\nb: 1\n")
+    document.set(("a", "y"), 2)
+    assert document.text == "a:\n  x: |\n    text\n  y: 2\n\n# next\nb: 1\n"
