@@ -48,7 +48,8 @@ def plan_words(plan: Plan) -> list[Text]:
         on = sum(bool(node.items) for node in plan.nodes.values())
         lines.append(Text(f"{_count(plan.changes, 'change')} on {on} of {_count(len(plan.nodes), 'node')}."))
     elif not failed:
-        lines.append(Text("Nothing to change: the lab is as the inventory says.", "" if plan.pending else "green"))
+        as_said = Text("Nothing to change: the lab is as the inventory says.", "green")
+        lines.append(Text("Nothing to change without your consent.") if plan.pending else as_said)
     if plan.pending:
         highest = _highest(item for node in plan.nodes.values() for item in node.pending)
         command = apply_command(plan.inventory, consent=highest, tags=plan.tags, limit=plan.limit)
@@ -138,6 +139,7 @@ def _node(hosts: Sequence[str], node: NodePlan, diffs: bool) -> Iterator[Rendera
     if node.pending:
         yield Text("  pending consent", "cyan")
         yield _items(node.pending)
+    yield from (_indented(f"Note: {words}") for words in node.warnings)
 
 
 def _result(hosts: Sequence[str], result: HostResult) -> Iterator[RenderableType]:
@@ -155,6 +157,7 @@ def _result(hosts: Sequence[str], result: HostResult) -> Iterator[RenderableType
     if result.pending:
         yield Text("  pending consent", "cyan")
         yield _items(result.pending)
+    yield from (_indented(f"Note: {words}") for words in result.warnings)
 
 
 def _advice(cause: str, hosts: Sequence[str], unreachable: bool) -> Iterator[RenderableType]:
@@ -170,7 +173,7 @@ def _items(items: Iterable[Item]) -> RenderableType:
         table.add_row(
             Text(item.disruption, _STYLES.get(item.disruption, "dim")), Text(f"{item.subject}: {item.summary}")
         )
-    return Padding(table, (0, 0, 0, 4))
+    return Padding(table, (0, 0, 0, 4), expand=False)
 
 
 def _diff(one: Mapping[str, str]) -> RenderableType:
@@ -181,18 +184,18 @@ def _diff(one: Mapping[str, str]) -> RenderableType:
     shown = lines[:MOST_LINES] + ([f"({_count(left, 'more line')}; --json has all)"] if left > 0 else [])
     colours = {"+": "green", "-": "red", "@": "dim"}
     texts = [Text(one.get("header", ""), "dim"), *(Text(line, colours.get(line[:1], "")) for line in shown)]
-    return Padding(Group(*texts), (0, 0, 0, 6))
+    return Padding(Group(*texts), (0, 0, 0, 6), expand=False)
 
 
 def _jobs(jobs: Sequence[Job]) -> RenderableType:
     table = new_table("NODE", "JOB", "USER", "NAME", "STATE", right=("JOB",))
     for job in jobs:
         table.add_row(*(Text(word) for word in (job.node, job.id, job.user, job.name, job.state)))
-    return Padding(table, (0, 0, 0, 2))
+    return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def _indented(text: str) -> RenderableType:
-    return Padding(Text(text), (0, 0, 0, 4))
+    return Padding(Text(text), (0, 0, 0, 4), expand=False)
 
 
 def _highest(items: Iterable[Item]) -> str:

@@ -64,11 +64,12 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What would happen on a node; ``failed`` says why nobody knows."""
+    """What would happen on a node, and what its modules warn of; ``failed`` says why nobody knows."""
 
     tasks: tuple[TaskPlan, ...] = ()
     failed: str = ""
     unreachable: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def items(self) -> list[Item]:
@@ -145,6 +146,7 @@ class HostResult:
     failed: str = ""
     cause: str = ""
     unreachable: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -399,6 +401,7 @@ def _nodes(outcome: Outcome) -> dict[str, NodePlan]:
             tuple(plan for plan in plans if plan.items or plan.pending),
             f"{failure.task}: {failure.message}" if failure else "",
             host in outcome.unreachable,
+            tuple(dict.fromkeys(words for task in tasks for words in task.warnings)),
         )
     return nodes
 
@@ -534,6 +537,7 @@ def _applied(lab: Lab, outcome: Outcome, log: Path) -> Applied:
             failure.task if failure else "",
             failure.message if failure else "",
             host in outcome.unreachable,
+            tuple(dict.fromkeys(words for task in tasks for words in task.warnings)),
         )
     return Applied(tuple(map(str, lab.inventory)), hosts, outcome.roles, str(log))
 
@@ -550,4 +554,4 @@ def _node_of(found: Mapping[str, Any]) -> NodePlan:
         )
         for task in found["tasks"]
     ]
-    return NodePlan(tuple(tasks), str(found["failed"]), bool(found["unreachable"]))
+    return NodePlan(tuple(tasks), str(found["failed"]), bool(found["unreachable"]), tuple(map(str, found["warnings"])))

@@ -74,7 +74,8 @@ class TaskResult:
     ``role`` is without the collection, "" outside of roles. ``ending`` is ok, changed, failed, unreachable, or done
     where no_log hides whether it changed anything. ``changes`` and ``pending`` are what a labrack module says, each
     with subject, summary and disruption; ``diff`` has texts ``header``, ``before`` and ``after``; ``drains`` names the
-    nodes whose jobs would have to end first. ``seconds`` is how long it took on this host.
+    nodes whose jobs would have to end first; ``warnings`` are those of the module but for what is pending. ``seconds``
+    is how long it took on this host.
     """
 
     host: str
@@ -86,6 +87,7 @@ class TaskResult:
     pending: tuple[Mapping[str, str], ...] = ()
     diff: tuple[Mapping[str, str], ...] = ()
     drains: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
@@ -324,6 +326,7 @@ def _task_result(data: Mapping[str, Any], ending: str) -> TaskResult:
         tuple(pending_of(result)),
         tuple(_diffs(result)),
         tuple(map(str, drains)) if isinstance(drains, list) else (),
+        tuple(one for one in map(str, result.get("warnings") or ()) if not one.startswith("pending until ")),
         float(data.get("duration") or 0.0),
     )
 

@@ -38,6 +38,7 @@ ORDER = (
     "test_accounting",
     "test_pending",
     "test_drift",
+    "test_plan",
     "test_faults",
     "test_doctor",
     "test_membership",
@@ -83,6 +84,14 @@ class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduler:
     return Scheduler(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No run leaves a history in the home of whoever tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

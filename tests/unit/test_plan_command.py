@@ -43,6 +43,8 @@ def main():
             return []
         return [Change("file " + p["path"].rpartition("/")[2], "content changed" if text else "created",
                        p["disruption"], text or "", p["text"])]
+    if p["text"] == "3\\n":
+        module.warn("three is odd")
     def apply(changes):
         open(p["path"], "w").write(p["text"])
     converge(module, observe, plan, apply)
@@ -176,7 +178,7 @@ def test_from_plan_to_a_lab_as_the_inventory_says(home: Path) -> None:
     assert made(home) == {"head.first": "1\n", "head.secret": "none", "node1.first": "1\n"}
     again = labrack("plan")
     assert again.exit_code == 2 and again.stdout.startswith("head  unchanged\n  pending consent\n    drain ")
-    assert "\nNothing to change: the lab is as the inventory says.\n2 more pending" in again.stdout
+    assert "\nNothing to change without your consent.\n2 more pending" in again.stdout
     runs = history.read(lab.state_dir([home / "inventory"]))
     assert [(run.check, run.rc, sum(one["changed"] for one in run.hosts.values())) for run in runs] == [
         *((True, 0, 3), (False, 0, 3), (True, 0, 0))
@@ -207,7 +209,8 @@ def test_a_saved_plan_is_applied_as_long_as_it_holds(home: Path) -> None:
 
 
 def test_a_host_that_is_away_does_not_hold_the_others(home: Path) -> None:
-    inventory(home, {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1})
+    gone = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    inventory(home, gone, first_text="3")
     planned = labrack("plan", "--json")
     assert planned.exit_code == 1
     document = json.loads(planned.stdout)
@@ -216,7 +219,7 @@ def test_a_host_that_is_away_does_not_hold_the_others(home: Path) -> None:
     assert applied.exit_code == 1
     assert "see that head is on and that ssh reaches it" in applied.stdout
     assert "Failed on head; the 1 other node went on." in applied.stdout
-    assert made(home) == {"node1.first": "1\n"}
+    assert made(home) == {"node1.first": "3\n"} and "\n    Note: three is odd\n" in untimed(applied.stdout)
     (run,) = [run for run in history.read(lab.state_dir([home / "inventory"])) if not run.check]
     assert run.hosts["head"]["unreachable"] and run.rc == 4
 

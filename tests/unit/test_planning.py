@@ -33,7 +33,9 @@ tasks = st.builds(
     st.lists(diffs, max_size=2).map(tuple),
     st.booleans(),
 )
-nodes = st.builds(NodePlan, st.lists(tasks, max_size=3).map(tuple), st.sampled_from(["", "it broke"]), st.booleans())
+nodes = st.builds(
+    NodePlan, st.lists(tasks, max_size=3).map(tuple), st.sampled_from(["", "it broke"]), st.booleans(), st.just(("w",))
+)
 texts = st.lists(text, max_size=2).map(tuple)
 plans = st.builds(
     Plan,

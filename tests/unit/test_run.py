@@ -169,3 +169,60 @@ def test_run_that_ends_before_any_task_shows_what_ansible_printed(lab: Path) -> 
     (lab / "play.yml").write_text("- hosts: localhost\n  no_such_key: 1\n")
     with pytest.raises(RunError, match="no_such_key"):
         converge(lab)
+
+
+def test_a_failure_that_is_tolerated_stands_in_the_outcome(lab: Path) -> None:
+    (lab / "play.yml").write_text(PLAYBOOK + "    - name: Break\n      ansible.builtin.fail: {msg: the mend is this}\n")
+    with Progress(Console(file=io.StringIO())).step("Converge") as step:
+        outcome = run_playbook(str(lab / "play.yml"), [lab / "hosts.yml"], lab / "run.log", step, tolerate=True)
+    assert outcome.failures == (Failure("localhost", "Break", "the mend is this"),)
+    assert [(task.task, task.ending) for task in outcome.tasks] == [("Break", "failed")]
+
+
+def test_outcome_has_what_each_task_says() -> None:
+    change = {"subject": "file /etc/x", "summary": "created", "disruption": "none"}
+    waits = {**change, "disruption": "drain"}
+    diff = [{"before_header": "file /etc/x", "before": "", "after": "a\n"}, {"before": "same", "after": "same"}]
+    result = {"changed": True, "changes": [change], "pending": [waits], "diff": diff, "drain": ["node2"]}
+    loop = {"changed": True, "results": [{"diff": {"prepared": "+b"}}, {"diff": {"before": {"mode": 1}, "after": {}}}]}
+    events, _, _ = play(
+        event("playbook_on_task_start", role="labrack.infra.baseline"),
+        event("runner_on_ok", role="labrack.infra.baseline", res=result, duration=1.5),
+        event("runner_on_skipped", host="node2", res={}),
+        event("playbook_on_task_start", task="Look", task_action="ansible.builtin.assert"),
+        event("runner_on_ok", task="Look", task_action="ansible.builtin.assert", res={}),
+        event("playbook_on_task_start", task="Items"),
+        event("runner_on_ok", task="Items", res=loop),
+        STATS,
+    )
+    first, second = events.outcome().tasks
+    assert (first.role, first.host, first.ending, first.seconds) == ("baseline", "node1", "changed", 1.5)
+    assert (first.changes, first.pending, first.drains) == ((change,), (waits,), ("node2",))
+    assert first.diff == ({"header": "file /etc/x", "before": "", "after": "a\n"},)
+    assert [one["after"] for one in second.diff] == ["+b", "{}"] and second.diff[1]["before"] == '{\n  "mode": 1\n}'
+    assert {*events.outcome().roles} == {"baseline"}
+
+
+@pytest.mark.parametrize(
+    ("cause", "unreachable", "words"),
+    [
+        ("Missing sudo password", False, "--ask-become-pass"),
+        ("Attempting to decrypt but no vault secrets found", False, "--ask-vault-pass"),
+        ("Host key verification failed.", True, "fingerprint"),
+        ("root@x: Permission denied (publickey).", True, "authorized_keys"),
+        ("Connection timed out", True, "see that node1 is on"),
+        ("did not converge", False, "mend the cause"),
+    ],
+)
+def test_advice(cause: str, unreachable: bool, words: str) -> None:
+    assert words in run.advice(cause, "node1", unreachable)
+
+
+def test_command_is_one_that_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = run.command("labrack.infra.closet", [Path("/a b")], ["slurm"], {"x": "y z"}, check=True, limit=["n1", "n2"])
+    assert argv == [
+        *("ansible-playbook", "--check", "--tags", "slurm", "--limit", "n1,n2", "-e", '{"x": "y z"}'),
+        *("-i", "/a b", "labrack.infra.closet"),
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert run.printed(argv).startswith("ANSIBLE_CONFIG=") and "-i '/a b'" in run.printed(argv)

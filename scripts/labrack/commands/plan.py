@@ -101,7 +101,7 @@ def show_plan(
 def apply_plan(
     ctx: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A plan that `labrack plan -o FILE` saved.")
+        Path | None, typer.Argument(metavar="FILE", help="A plan that `labrack plan -o FILE` saved.")
     ] = None,
     inventory: shell.InventoryOption = None,
     limit: LimitOption = None,

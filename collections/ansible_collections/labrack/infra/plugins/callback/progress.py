@@ -13,13 +13,11 @@ author:
   - labrack contributors (@labrack)
 description:
   - Prints a line for each finished task that ran anywhere, with the hosts on which it changed something or failed, and
-    at the end what each host has changed, what is pending and what failed.
+    at the end what each host has changed, what is pending and what failed. Warnings are shown as they come.
   - On a terminal the last line says which task runs now, and which hosts it waits for.
   - For C(ansible-playbook) alone; C(labrack apply) has a display of its own.
 requirements:
   - chosen in C(ansible.cfg) with C(stdout_callback = labrack.infra.progress), or with C(ANSIBLE_STDOUT_CALLBACK)
-extends_documentation_fragment:
-  - default_callback
 """
 
 import sys
@@ -100,6 +98,8 @@ class CallbackModule(CallbackBase):
 
     def _end(self, result: Any, ending: str) -> None:
         host = result.host.get_name()
+        self._clear()
+        self._handle_warnings(result.result)
         self._waiting.pop(host, None)
         self._ended[host] = ending
         self._show_now()
@@ -110,10 +110,13 @@ class CallbackModule(CallbackBase):
             sys.stdout.write(f"\r\x1b[K{words}")
             sys.stdout.flush()
 
-    def _finish(self) -> None:
-        """Print how the task that ran until now ended."""
+    def _clear(self) -> None:
         if self._live:
             sys.stdout.write("\r\x1b[K")
+
+    def _finish(self) -> None:
+        """Print how the task that ran until now ended."""
+        self._clear()
         endings = {*self._ended.values()}
         if line := run_record.task_line(self._task, self._ended):
             color = _colour(

@@ -104,7 +104,9 @@ pending:
   elements: dict
   returned: always
 drain:
-  description: The workers to empty before the pending changes that O(max_disruption) consents to can be made.
+  description:
+    - The workers to empty before the pending changes that O(max_disruption) consents to can be made; in check mode,
+      which predicts with them empty, those that would be.
   type: list
   elements: str
   returned: always
@@ -198,9 +200,12 @@ class Head:
         settled = self.conf_plan(state)
         limit = rank(self.params["max_disruption"])
         held_back = [d for d in settled.pending if rank(d.disruption) > limit]
+        ready = [d for d in settled.pending if d not in held_back]
+        if self.all_empty:
+            ready += [d for d in settled.done if rank(d.disruption) >= rank("drain")]
         return {
             "pending": [{"subject": d.subject, "summary": d.summary, "disruption": d.disruption} for d in held_back],
-            "drain": sorted({node for d in settled.pending if d not in held_back for node in d.nodes}),
+            "drain": sorted({node for d in ready for node in d.nodes}),
             "config": slurm_conf.render(settled.conf),
             "version": self.version,
             "weaker": list(self.cgroups.reasons),
