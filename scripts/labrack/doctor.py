@@ -91,11 +91,16 @@ def hidden(value: object) -> bool:
 
 def ask(lab: Lab, log: Path, step: Step) -> Document:
     """Ask the nodes, by the playbook; :class:`.run.RunError` where that fails as a whole."""
-    from .run import run_playbook
+    from .run import RunError, run_playbook
 
     with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
         file = Path(folder) / "doctor.json"
-        run_playbook(PLAYBOOK, lab.inventory, log, step, variables={"doctor_file": str(file)})
+        try:
+            run_playbook(PLAYBOOK, lab.inventory, log, step, variables={"doctor_file": str(file)})
+        except RunError:
+            # what failed on a node stands in the document
+            if not file.exists():
+                raise
         document: Document = json.loads(file.read_text(encoding="utf-8"))
     return document
 
@@ -192,17 +197,19 @@ def show(console: Console, findings: Sequence[Finding], everything: bool = False
     shown = [one for one in findings if everything or one.severity != OK]
     order = {severity: -place for place, severity in enumerate(doctor_judge.SEVERITIES)}
     for host in dict.fromkeys(one.host for one in sorted(shown, key=lambda one: one.host != "")):
-        console.print(Text(host or "The lab", "bold"))
+        console.print(Text(host or "The lab", "bold"), soft_wrap=True)
         mine = [one for one in shown if one.host == host]
         for one in sorted(mine, key=lambda one: (order[one.severity], one.check)):
             mark, style = _MARKS[one.severity]
-            line(Text.assemble((mark, style), " ", (one.check, "bold" if one.severity != OK else ""), "  ", one.what), 2)
+            line(
+                Text.assemble((mark, style), " ", (one.check, "bold" if one.severity != OK else ""), "  ", one.what), 2
+            )
             if one.why:
                 line(Text(f"Why: {one.why}", "dim"), 4)
             if one.mend:
                 line(Text(f"Mend: {one.mend}"), 4)
         console.print()
-    console.print(_summary(Counter(one.severity for one in findings)))
+    console.print(_summary(Counter(one.severity for one in findings)), soft_wrap=True)
 
 
 def _summary(counts: Mapping[str, int]) -> Text:

@@ -53,7 +53,7 @@ def test_version_is_the_packages() -> None:
     assert labrack_command("--version").output == f"labrack {project['version']}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["demo", "up"], ["demo", "status"], ["demo", "down"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["demo", "up"], ["demo", "status"], ["demo", "down"], ["doctor"]])
 def test_help(command: list[str]) -> None:
     done = labrack_command(*command, "--help")
     assert done.exit_code == 0

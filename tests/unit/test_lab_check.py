@@ -14,10 +14,9 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.vars.hostvars import HostVars
 from ansible.vars.manager import VariableManager
 
-from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_read
 from ansible_collections.labrack.infra.plugins.module_utils import lab_check, rules_slurm, rules_users
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, Inventory, merged
-from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_source
+from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_read, inventory_source
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKg3v7x0Zl9d4cXkFtJ0k1cYp3mUqQH2N5oB8rWwT6eS"
@@ -94,7 +93,9 @@ def read(folder: Path) -> tuple[Inventory, list[Finding], list[inventory_source.
     variables = VariableManager(loader, manager)
     hostvars = HostVars(manager, variables, loader)
     known = inventory_source.definitions([str(folder)])
-    inventory, findings = inventory_read.read_inventory(hostvars, manager.get_groups_dict(), known, inventory_read.role_options(ROLES))
+    inventory, findings = inventory_read.read_inventory(
+        hostvars, manager.get_groups_dict(), known, inventory_read.role_options(ROLES)
+    )
     return inventory, findings, known
 
 

@@ -23,7 +23,9 @@ def labs(draw: st.DrawFn) -> tuple[list[Load], list[Circuit]]:
     loads = [
         Load(
             name,
-            tuple((draw(st.sampled_from(["rtx_4090", "a100", ""])), draw(watts)) for _ in range(draw(st.integers(0, 8)))),
+            tuple(
+                (draw(st.sampled_from(["rtx_4090", "a100", ""])), draw(watts)) for _ in range(draw(st.integers(0, 8)))
+            ),
             draw(st.integers(0, 800).map(float)),
             draw(st.integers(0, 600).map(float)),
         )
@@ -175,6 +177,22 @@ def test_limits_are_enough(lab: tuple[list[Load], list[Circuit]]) -> None:
             limited.append(replace(one, cards=cards))
         after = next(one for one in power_plan.budget(limited, circuits).feeds if one.circuit == feed.circuit)
         assert after.watts <= after.circuit.usable + 1e-6
+
+
+@given(st.lists(st.lists(watts, min_size=1, max_size=8), min_size=1, max_size=4), st.floats(0.4, 1.1))
+def test_limits_fit_whatever_a_circuit_has_left(machines: list[list[float]], part: float) -> None:
+    loads = [Load(f"n{number}", tuple(("x", one) for one in cards), 100, 200) for number, cards in enumerate(machines)]
+    rest, cards = (sum(getattr(one, name) for one in loads) for name in ("rest", "card_watts"))
+    # a circuit that has for the cards this part of what they want
+    amps = (rest + part * cards) / power_plan.CONTINUOUS / 230
+    (feed,) = power_plan.budget(loads, [Circuit("c", 230, amps, tuple(one.name for one in loads))]).feeds
+    if not power_plan.LEAST_LIMIT <= part < 1:
+        assert not feed.limits or part == pytest.approx(1) or part == pytest.approx(power_plan.LEAST_LIMIT)
+        return
+    if feed.limits:
+        least = sum(feed.limits[one.name]["x"] * len(one.cards) + one.rest for one in loads)
+        assert least <= feed.circuit.usable + 1e-6
+    assert feed.limits or part == pytest.approx(power_plan.LEAST_LIMIT)
 
 
 @given(labs(), watts)

@@ -13,12 +13,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_read
 from ansible_collections.labrack.infra.plugins.filter.lab_places import busy_elsewhere, lab_places
 from ansible_collections.labrack.infra.plugins.module_utils import uid_registry
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
 from ansible_collections.labrack.infra.plugins.module_utils.rules_users import expiry_words
 from ansible_collections.labrack.infra.plugins.module_utils.uid_registry import fill
+from ansible_collections.labrack.infra.plugins.plugin_utils import inventory_read
 
 NAMES = ["ada", "bob", "cy", "dee"]
 HOSTS = ["head", "node1"]
@@ -168,7 +168,9 @@ def test_the_file_is_written_once(tmp_path: Path) -> None:
 
 
 def test_a_lab_without_a_directory_names_the_file() -> None:
-    _numbered, (finding,), _told = inventory_read.number_people(lab([{"name": "ada"}], head=facts(), node1=facts()), None)
+    _numbered, (finding,), _told = inventory_read.number_people(
+        lab([{"name": "ada"}], head=facts(), node1=facts()), None
+    )
     assert finding.path == ("lab_users_registry",)
     assert inventory_read.registry_path(lab([]), {}) is None
     assert inventory_read.registry_path(lab([]), {"inventory_dir": "/lab"}) == Path("/lab/lab_uids.txt")

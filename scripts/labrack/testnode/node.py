@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tarfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -366,6 +367,8 @@ def _start(lab: Lab, spec: NodeSpec, image: str, port: int, isolated: bool, say:
         container,
         {
             "/etc/labrack-testnode/gpus.json": json.dumps(spec.cards(lab.name), indent=1),
+            # containers of one image would share its own
+            "/etc/machine-id": f"{uuid.uuid5(uuid.NAMESPACE_DNS, container).hex}\n",
             "/root/.ssh/authorized_keys": lab.key.with_suffix(".pub").read_text(encoding="utf-8"),
             **({"/etc/labrack-testnode/tun": ""} if spec.tun else {}),
             **({"/etc/labrack-testnode/isolated": ""} if isolated else {}),

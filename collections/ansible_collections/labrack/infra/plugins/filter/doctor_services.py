@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The filters of the playbook doctor.yml: what others reach on a host, what each host tries, and what all of them said."""
+"""The filters of doctor.yml: what others reach on a host, what each host tries, and what all of them said."""
 
 from __future__ import annotations
 

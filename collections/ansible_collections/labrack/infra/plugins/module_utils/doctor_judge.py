@@ -9,11 +9,11 @@ jobs, an error; the rest, which somebody should look at, a warning.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.labrack.infra.plugins.module_utils import doctor_ways, host_proof, nfs_client_plan, power_plan
+from ansible_collections.labrack.infra.plugins.module_utils import host_proof, nfs_client_plan, power_plan
 from ansible_collections.labrack.infra.plugins.module_utils.doctor_ways import SERVICES
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
 from ansible_collections.labrack.infra.plugins.module_utils.users_plan import FIRST_NUMBER, LAST_NUMBER
@@ -42,9 +42,8 @@ HOT_C = 90
 FATAL_XIDS = frozenset({46, 48, 62, 64, 74, 79, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158, 160, 162})
 #: Newer drivers say with this one what is left to do for a card; after it the earlier ones do not count.
 RECOVERY_XID = 154
-#: Accounts of daemons that speak to their like on other nodes, by number.
-SHARED_ACCOUNTS = ("munge", "slurm")
-#: Seconds that the way to a node may have been open for the answer to be told.
+#: Accounts of daemons whose number is sent to other nodes (slurm.conf(5), SlurmUser).
+SHARED_ACCOUNTS = ("slurm",)
 RUN = host_proof.RUN
 
 
@@ -99,10 +98,10 @@ _REFUSALS: Sequence[tuple[str, str, str]] = (
     ),
     (
         "python",
-        r"requires a minimum of Python|SyntaxError|minimum version.*Python|No python|python[\d.]*:? (command )?not found"
-        r"|interpreter|python[\d.]*: No such file",
-        "install Python 3.9 or newer there (apt install python3), and name it in ansible_python_interpreter where it is "
-        "not /usr/bin/python3",
+        r"requires a minimum of Python|SyntaxError|minimum version.*Python|No python|interpreter"
+        r"|python[\d.]*:? (command )?not found|python[\d.]*: No such file",
+        "install Python 3.9 or newer there (apt install python3), and name it in ansible_python_interpreter where it "
+        "is not /usr/bin/python3",
     ),
     (
         "ssh",
@@ -113,8 +112,8 @@ _REFUSALS: Sequence[tuple[str, str, str]] = (
     (
         "ssh",
         r"Permission denied|Authentication fail|Too many authentication failures|No more authentication",
-        "put your public key there: ssh-copy-id {user}@{address}; ansible_user and ansible_ssh_private_key_file say who "
-        "logs in, with which key",
+        "put your public key there: ssh-copy-id {user}@{address}; ansible_user and ansible_ssh_private_key_file say "
+        "who logs in, with which key",
     ),
     (
         "ssh",
@@ -124,8 +123,8 @@ _REFUSALS: Sequence[tuple[str, str, str]] = (
     (
         "ssh",
         r"Connection refused",
-        "start sshd there (systemctl enable --now ssh), or mend ansible_host and ansible_port; a machine that is starting "
-        "needs a minute",
+        "start sshd there (systemctl enable --now ssh), or mend ansible_host and ansible_port; a machine that is "
+        "starting needs a minute",
     ),
     (
         "ssh",
@@ -218,10 +217,10 @@ def _space(host: str, look: Mapping[str, Any], _variables: Mapping[str, Any]) ->
     for one in look["space"]:
         mount, free = one["mount"], one["free_mib"]
         least, good = SPACE.get(mount, SPACE_ELSEWHERE)
-        mend = f"see what fills it: du -xh --max-depth=2 {mount} | sort -h | tail; apt clean; journalctl --vacuum-size=200M"
+        mend = f"see what fills it: du -xh -d 2 {mount} | sort -h | tail; apt clean; journalctl --vacuum-size=200M"
         # a small one of its own, such as a tmpfs, is not to have more than it holds
         good = min(good, one["size_mib"] // 10)
-        if free < min(least, one["size_mib"] // 20):
+        if free < min(least, max(one["size_mib"] // 20, 1)):
             why = "a full disk ends daemons and jobs, and leaves packages half-installed"
             yield Finding(host, "disk", ERROR, f"{mount} is full: {_size(free)} of {_size(one['size_mib'])}", why, mend)
         elif free < good:
@@ -300,7 +299,9 @@ def _gpus(host: str, look: Mapping[str, Any], variables: Mapping[str, Any]) -> I
         yield Finding(host, "gpu", NOTE, f"{len(facts['gpus'])} cards and no driver yet", "", mend)
     for name in ("driver", "driver parts", "cards"):
         one = checks.get(name)
-        if one is None or (name == "driver" and nvidia["state"] == "no_driver" and not nvidia.get("packages")):
+        # without a driver there is a note, and of lost ones the cards say more
+        skipped = nvidia["state"] == "lost" or (nvidia["state"] == "no_driver" and not nvidia.get("packages"))
+        if one is None or (name == "driver" and skipped):
             continue
         if one.ok:
             yield _ok(host, "gpu", f"{name}: {one.seen}")
@@ -319,7 +320,7 @@ def _card(host: str, card: Mapping[str, Any]) -> Iterator[Finding]:
     throttle = set(card.get("throttle") or ())
     if now is not None and now >= limit:
         what = f"{name} has {now} °C" + (f", and slows down at {slow} °C" if slow else "")
-        mend = "see its fans and dust filters, the air in front of it, and the room's cooling; nvidia-smi -pl lowers its heat"
+        mend = "see its fans and filters, the air in front of it, the room's cooling; nvidia-smi -pl lowers its heat"
         found.append(Finding(host, "gpu", WARNING, what, "a hot card computes slowly and ages", mend))
     if throttle & {"hw_thermal_slowdown", "sw_thermal_slowdown"}:
         what = f"{name} is slowed down by its heat now"
@@ -361,7 +362,7 @@ def _identities(looks: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     }
     mends = {
         "hostname": "hostnamectl set-hostname {host} on {host}",
-        "machine_id": "on {host}: rm /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup; then restart it",
+        "machine_id": "on {host}: rm /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup; restart it",
     }
     for key, check in (("hostname", "hostname"), ("machine_id", "machine-id")):
         owners: dict[str, list[str]] = {}
@@ -395,7 +396,7 @@ class Offset:
 
 
 def offset(one: Mapping[str, Any]) -> Offset | None:
-    """Return the offset of a node: its time at a call's start and end, against ours before the call and before the next.
+    """Return the offset of a node: its time at a call's start and end, against ours before this and the next one.
 
     None where the times are not known.
     """
@@ -416,7 +417,7 @@ def _clocks(document: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     why = "MUNGE, and with it Slurm, refuses what seems to come from another time; files and logs get wrong times"
     own = len(wrong) > 1 and len(wrong) == len(offsets)
     if own and max(one.low for one in wrong.values()) <= min(one.high for one in wrong.values()) + CLOCK_WARNING:
-        amount = _seconds(min((abs(one.off) for one in wrong.values())))
+        amount = _seconds(min(abs(one.off) for one in wrong.values()))
         what = f"the clock of this machine is off by {amount} or more from those of all nodes"
         why = "certificates and what is signed for a time are judged by it"
         yield Finding("", "clock", WARNING, what, why, "timedatectl set-ntp true on this machine")
@@ -481,7 +482,7 @@ def _accounts(looks: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
             found = True
             where = "; ".join(f"{name} on {', '.join(hosts)}" for name, hosts in sorted(names.items()))
             why = "on shared directories they read and write each other's files"
-            mend = f"give one of them another: ansible-playbook labrack.infra.uid_migrate -e user={min(names)} -e uid=NUMBER"
+            mend = f"give one another: ansible-playbook labrack.infra.uid_migrate -e user={min(names)} -e uid=NUMBER"
             yield Finding("", "people", WARNING, f"UID {uid} has several people: {where}", why, mend)
     if looks and not found:
         yield _ok("", "people", f"{len(by_name)} accounts, each with one UID everywhere")
@@ -587,10 +588,12 @@ def _names(looks: Mapping[str, Mapping[str, Any]], tried: Iterable[Seen], invent
     for host, way in tried:
         name, facts = way["name"], looks[way["name"]]["facts"]
         own = {way["address"], *facts["addresses"]["ipv4"]}
+        # the first is the one that programs take; of IPv6 the facts know nothing
+        first = [address for address in way["addresses"] if ":" not in address][:1]
         if not way["addresses"]:
             none.setdefault(name, []).append(host)
-        elif not own & set(way["addresses"]):
-            wrong.setdefault((name, ", ".join(way["addresses"][:3])), []).append(host)
+        elif not own.issuperset(first):
+            wrong.setdefault((name, first[0]), []).append(host)
         else:
             yield _ok(host, "names", f"{name} is {way['addresses'][0]}")
             labels = {word.partition(".")[0] for word in way["names"]}
@@ -634,8 +637,7 @@ def _some(hosts: Sequence[str], most: int = 3) -> str:
 
 def judge_power(budget: power_plan.Budget) -> list[Finding]:
     """Return what the power and the cooling of a lab are short of."""
-    found = [*_power(budget), *_cooling(budget)]
-    return found
+    return [*_power(budget), *_cooling(budget)]
 
 
 def _power(budget: power_plan.Budget) -> Iterator[Finding]:
@@ -643,6 +645,8 @@ def _power(budget: power_plan.Budget) -> Iterator[Finding]:
     each = ", ".join(f"{one.name} {kilowatts(one.watts)}" for one in budget.loads[:6])
     more = f" and {len(budget.loads) - 6} more" if len(budget.loads) > 6 else ""
     guessed = "; partly estimated" if any(one.estimated for one in budget.loads) else ""
+    blind = [one.name for one in budget.loads if "cards" in one.estimated and not one.cards]
+    guessed += f"; the cards of {_some(blind)} are not known, and not in it" if blind else ""
     total = f"all nodes at their limits draw {kilowatts(budget.watts)} ({each}{more}{guessed})"
     if not budget.feeds:
         if budget.loads:
@@ -660,7 +664,7 @@ def _power(budget: power_plan.Budget) -> Iterator[Finding]:
         if feed.over:
             why = "its breaker trips when all nodes on it train, and all of them go down at once"
         else:
-            why = "breakers trip when they carry more than 80 % for hours, and cards draw more than their limit for moments"
+            why = "breakers trip above 80 % after some hours, and cards draw more than their limit for moments"
         yield Finding("", "power", ERROR if feed.over else WARNING, what, why, _power_mend(feed))
     for name in budget.loose:
         what, mend = "it is on no circuit of lab_circuits", f"add {name} to the nodes of its circuit"
@@ -681,8 +685,8 @@ def _power_mend(feed: power_plan.Feed) -> str:
             cards = f"the cards {kind}" if kind else "the cards"
             ways.append(f"limit {cards} of {_some(nodes)} to {watts} W (nvidia-smi -pl {watts}; to stay: {key})")
     if not feed.moves:
-        limits, rest = ways, f"another circuit for one of {', '.join(feed.circuit.nodes) or 'its nodes'}"
-        return ", and ".join(limits) + f"; or {rest}" if limits else rest
+        rest = f"another circuit for one of {', '.join(feed.circuit.nodes)}"
+        return f"{', and '.join(ways)}; or {rest}" if ways else rest
     return ways[0] + (f"; or {', and '.join(ways[1:])}" if ways[1:] else "")
 
 
@@ -705,6 +709,3 @@ def _cooling(budget: power_plan.Budget) -> Iterator[Finding]:
         "limits (nvidia_driver_power_limits)"
     )
     yield Finding("", "cooling", ERROR if budget.watts > budget.cooling else WARNING, what, why, mend)
-
-
-Judge = Callable[[str, Mapping[str, Any], Mapping[str, Any]], Iterator[Finding]]

@@ -328,7 +328,7 @@ def _way(peer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def connect(address: str, port: int, seconds: float = PORT_PATIENCE) -> str:
-    """Return why no connection to a port comes about: "refused", "no answer" or the kernel's words; "" when one does."""
+    """Return why a port can't be connected to: "refused", "no answer" or the kernel's words; "" when it can."""
     try:
         socket.create_connection((address, port), timeout=seconds).close()
     except socket.timeout:

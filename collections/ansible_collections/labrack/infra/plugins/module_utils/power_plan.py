@@ -289,7 +289,7 @@ def _weight(one: Load) -> tuple[float, str]:
 
 
 def limits_to_fit(loads: Mapping[str, Load], feeding: Sequence[Circuit], name: str) -> dict[str, dict[str, int]]:
-    """Return the power limits in watts of the cards on a circuit, by machine and type, with which it carries what it may.
+    """Return power limits in watts for the cards on a circuit, by machine and type, with which it carries what it may.
 
     All cards give the same part of theirs. Empty where the cards would get less than :data:`LEAST_LIMIT` of what they
     have, or where there are none.

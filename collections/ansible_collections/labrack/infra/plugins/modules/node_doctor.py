@@ -9,8 +9,8 @@ module: node_doctor
 short_description: Read what could go wrong on a node
 version_added: 0.1.0
 description:
-  - Reads a node for C(labrack doctor), in two calls. The first looks at the node itself, the second at its ways to other
-    nodes.
+  - Reads a node for C(labrack doctor), in two calls. The first looks at the node itself, the second at its ways to
+    other nodes.
   - Nothing is changed. Where a daemon of the lab is not there yet, the first call leaves a process that listens on its
     port, so that others can try the way; a third call ends it, and without that it ends by itself.
 options:
@@ -116,9 +116,9 @@ EXAMPLES = r"""
 RETURN = r"""
 doctor:
   description:
-    - For V(look) the C(facts) of M(labrack.infra.node_facts), with C(cpu_watts), the power limit of the processors where
-      the kernel tells; C(started) and C(ended), the node's time in seconds since 1970, and C(sent); C(space) of file
-      systems; C(sources) of packages with their C(problem), null where there is no apt; C(services), and the
+    - For V(look) the C(facts) of M(labrack.infra.node_facts), with C(cpu_watts), the power limit of the processors
+      where the kernel tells; C(started) and C(ended), the node's time in seconds since 1970, and C(sent); C(space) of
+      file systems; C(sources) of packages with their C(problem), null where there is no apt; C(services), and the
       C(listener).
     - For V(ways) the C(ways), C(started) and C(sent).
   returned: always
@@ -166,7 +166,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 def look(params: dict[str, Any]) -> dict[str, Any]:
     """Return what the node is, and begin to listen where a service is not there yet."""
     services = doctor_observe.services(params["services"])
-    missing = [one["port"] for one in services if not one["addresses"]]
+    # the port of sshd is that of this connection, so somebody listens there
+    missing = [one["port"] for one in services if not one["addresses"] and one["service"] != "ssh"]
     return {
         "facts": {**observe_node(paths=params["paths"]), "cpu_watts": doctor_observe.cpu_watts()},
         "space": doctor_observe.space(),

@@ -74,10 +74,12 @@ def number_people(inventory: Inventory, path: Path | None) -> tuple[Inventory, l
 
 def role_options(roles: Path) -> dict[str, dict[str, Any]]:
     """Return the options of every role of the collection, from its ``meta/argument_specs.yml``, by role."""
-    return {
-        file.parents[1].name: yaml.load(file.read_text(encoding="utf-8"), Loader=inventory_source.FAST)["argument_specs"]["main"]["options"]
-        for file in sorted(roles.glob("*/meta/argument_specs.yml"))
-    }
+    found = {}
+    for file in sorted(roles.glob("*/meta/argument_specs.yml")):
+        # it is the safe loader
+        spec = yaml.load(file.read_text(encoding="utf-8"), Loader=inventory_source.FAST)  # noqa: S506
+        found[file.parents[1].name] = spec["argument_specs"]["main"]["options"]
+    return found
 
 
 def read_inventory(
