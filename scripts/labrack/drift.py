@@ -40,6 +40,8 @@ KINDS: Mapping[str, str] = {
 PACKAGE = "ansible_collections.labrack.infra.plugins.module_utils"
 #: What the node needs, each after what it imports.
 PARTS = ("managed", "change", "node_io", "managed_observe", "tailscale_prefs", "drift_observe")
+#: Whose hosts the tiers' playbooks make something of.
+GROUPS = ("lab_head", "lab_workers", "slurm_controller", "slurm_database", "slurm_worker", "slurm_login", "lab_backup")
 #: Nodes that are asked at the same time.
 MOST = 50
 #: Stands before the answer, as a login may print anything.
@@ -71,7 +73,7 @@ def read(lab: Lab, log: Path, step: Step) -> list[Report]:
 
     A node that can't be reached, or can't tell, has an ``error`` in place of an answer.
     """
-    hosts = lab.members or tuple(lab.hosts)
+    hosts = tuple(dict.fromkeys(host for group in GROUPS for host in lab.groups.get(group, ())))
     if not hosts:
         raise shell.UserError("The inventory has no hosts in lab_head and lab_workers.")
     text = program()
@@ -136,7 +138,7 @@ def _ask(connection: Any, command: str, text: str) -> tuple[dict[str, Any], str]
 
     try:
         status, out, err = connection.exec_command(command, in_data=text.encode(), sudoable=True)
-    except AnsibleError as error:
+    except (AnsibleError, OSError) as error:
         return {"error": _reason(str(error))}, str(error)
     finally:
         connection.close()
@@ -171,6 +173,8 @@ def render(reports: Sequence[Report]) -> Any:
     rows = [(report["host"], item) for report in reports for item in report.get("items", ())]
     if rows:
         table = new_table("HOST", "KIND", "NAME", "WHAT", "WHO", "WHEN", right=())
+        # a name that is cut off can't be looked for
+        table.columns[2].overflow = "fold"
         for host, item in rows:
             cells = (host, item["kind"], item["name"], item["what"], item["who"] or "-", _local(item["when"]) or "-")
             table.add_row(*map(Text, cells))
@@ -182,7 +186,8 @@ def render(reports: Sequence[Report]) -> Any:
         elif not report["applied"]:
             parts.append(Text(f"{host}: no run has left a record of what it manages here. Mend: labrack apply", "red"))
         else:
-            found = f"{len(report['items'])} differ" if report["items"] else "nothing differs"
+            count = len(report["items"])
+            found = f"{count} {'differs' if count == 1 else 'differ'}" if count else "nothing differs"
             since = _local(report["full_check"])
             parts.append(Text(f"{host}: {found} of {_counted(report['checked'])}; last full check {since}"))
             if report["not_checked"]:

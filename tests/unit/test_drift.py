@@ -143,7 +143,7 @@ def test_the_counts_are_of_what_there_is(items: Managed) -> None:
         ("user x", {"locked": False}, {"locked": True}, "locked"),
         ("mount x", {"read_only": False}, {"read_only": True}, "read only no → yes"),
         ("preference ssh", {"value": True}, {"value": False}, "value yes → no"),
-        ("group x", {"members": ["ada"]}, {"members": []}, "ada is no member any more"),
+        ("group x", {"members": ["ada"]}, {"members": []}, "without ada"),
     ],
 )
 def test_what_differs_is_said_in_words(key: str, left: dict[str, Any], now: dict[str, Any], what: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.labrack.infra.plugins.module_utils import driver_plan
+from ansible_collections.labrack.infra.plugins.module_utils import driver_plan, managed
 from ansible_collections.labrack.infra.plugins.module_utils.apt_source import Source, SourceState, render_source
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.driver_choice import Choice, is_family
@@ -99,6 +99,16 @@ def test_driver_that_somebody_upgraded_waits_for_a_restart() -> None:
 def test_hold_that_somebody_lifted_is_set_again() -> None:
     (change,) = plan(converged(wanted(), packages=packages("580.178.04", held=False)), wanted())
     assert change.step == ("hold", *sorted(packages("1")))
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_drift_is_told_of_holds_and_held_versions(held: bool) -> None:
+    with managed.collected() as noted:
+        plan(converged(wanted(), packages=packages("580.178.04", held)), wanted())
+    left = {"held": True, "version": "580.178.04-1"} if held else {}
+    assert {name: noted["package", name] for name in packages("1")} == dict.fromkeys(packages("1"), left)
+    assert noted["unit", f"{driver_plan.PERSISTENCE}.service"] == {"active": True, "enabled": True}
+    assert ("file", driver_plan.POWER_UNIT) not in noted
 
 
 def test_with_signed_modules_the_kernels_metapackages_are_held_too() -> None:

@@ -41,7 +41,7 @@ def me(monkeypatch: pytest.MonkeyPatch) -> None:
         (GOOD, OTHER, [("key",), ("restart", "munge")]),
         (GOOD, None, [("key",), ("restart", "munge")]),
         (MungeState(None), KEY, [("key",), ("restart", "munge")]),
-        (MungeState(KEY, False, 900.0, UP), KEY, [("key",)]),
+        (MungeState(KEY, False, 900.0, UP), KEY, [("close",)]),
         (MungeState(KEY, True, 1001.0, UP), KEY, [("restart", "munge")]),
         (MungeState(KEY, True, 900.0, ServiceState(installed=True, enabled=True)), KEY, [("restart", "munge")]),
     ],

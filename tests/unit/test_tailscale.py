@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.labrack.infra.plugins.module_utils import tailscale_plan, tailscale_prefs
+from ansible_collections.labrack.infra.plugins.module_utils import (
+    drift_observe,
+    managed,
+    tailscale_plan,
+    tailscale_prefs,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.apt_source import Package
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Finding, Inventory
@@ -83,6 +88,34 @@ def subjects(changes: list[Change]) -> list[str]:
 
 
 # --- preferences -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("get", [True, False])
+def test_a_preference_that_was_set_by_hand_is_drift(monkeypatch: pytest.MonkeyPatch, get: bool) -> None:
+    """Whether this version has ``tailscale get`` or not."""
+    wish = wanted(prefs={"shields-up": False, "webclient": False})
+    with managed.collected() as noted:
+        plan(node(wish=wish), wish)
+    left = {name: attributes for (kind, name), attributes in noted.items() if kind == "preference"}
+    assert left == {**{name: {"value": False} for name in wish.prefs}, tailscale_prefs.CONNECTED: {"value": True}}
+    state = {"name": "fresh"}
+
+    def run(argv: list[str], **_: Any) -> Done:
+        if argv[1] == "get":
+            return Done(0, text(f"get_{state['name']}"), "") if get else Done(1, "", "unknown subcommand")
+        return Done(0, text(f"prefs_{state['name']}").replace('"WantRunning": false', '"WantRunning": true'), "")
+
+    monkeypatch.setattr(drift_observe, "run", run)
+    assert drift_observe.look_preferences([*left]) == left
+    state["name"] = "set"
+    seen = drift_observe.look_preferences([*left]) or {}
+    found = managed.compare(noted, {**noted, **{("preference", name): one for name, one in seen.items()}})
+    assert {one.name for one in found} == {*wish.prefs}
+
+
+def test_without_an_answer_of_tailscaled_no_preference_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_observe, "run", lambda argv, **_: Done(1, "", "no tailscaled"))
+    assert drift_observe.look_preferences(["shields-up"]) is None
 
 
 @pytest.mark.parametrize("name", ["fresh", "set"])

@@ -313,7 +313,8 @@ def test_undo_leaves_the_nodes_clean_and_the_files_where_they_are(story: Story, 
     for member in closet.lab.nodes:
         lines = closet.root(member.name, FILES).splitlines()
         # what the other roles keep there
-        after = [line for line in lines if not re.search(r"labrack/(baseline|users)\.json|chrony", line)]
+        others = re.compile(r"labrack/((managed/)?(baseline|(lab_)?users)\.json|managed d )|chrony")
+        after = [line for line in lines if not others.search(line)]
         assert after == story.files[member.name].splitlines()
         assert closet.root(member.name, "grep -E ' (nfs4|autofs) |/srv/.* /(home|archive) ' /proc/mounts", False) == ""
     assert closet.root("head", "systemctl is-active nfs-server", check=False) == "inactive\n"

@@ -160,11 +160,10 @@ def _words(key: str, wanted: Any, there: Mapping[str, Any]) -> str:
         return "hold lifted"
     if key == "locked":
         return "unlocked" if wanted else "locked"
-    if key == "members":
-        return ", ".join(f"{name} is no member any more" for name in sorted(set(wanted) - set(found)))
-    if key == "groups":
+    if key in ("groups", "members"):
+        less, more = ("left group", "joined group") if key == "groups" else ("without", "with")
         left, joined = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-        return ", ".join([*(f"left group {name}" for name in left), *(f"joined group {name}" for name in joined)])
+        return ", ".join([*(f"{less} {name}" for name in left), *(f"{more} {name}" for name in joined)])
     if isinstance(wanted, bool):
         wanted, found = ("yes" if value else "no" for value in (wanted, found))
     return f"{key.replace('_', ' ')} {wanted or 'none'} → {found if found not in ('', None) else 'none'}"

@@ -75,11 +75,18 @@ def plan(state: MungeState, wanted: bytes | None, path: str = KEY_FILE) -> list[
         summary = "created" if state.key is None else "replaced"
         changes.append(Change(f"file {path}", f"{summary} (content not shown)", "restart", step=("key",)))
     elif not state.closed:
-        changes.append(Change(f"file {path}", "made 0400 munge:munge", step=("key",)))
+        changes.append(Change(f"file {path}", "made 0400 munge:munge", step=("close",)))
     if path != KEY_FILE:
         return changes
     stale = any(change.disruption == "restart" for change in changes) or state.written > state.service.since
     return changes + plan_service("munge", state.service, "its key changed" if stale else "")
+
+
+def close_key(path: str = KEY_FILE) -> None:
+    """Make the key's file ``0400 munge:munge``, and nothing else, as a newer one would ask for a restart (KeyError)."""
+    owner = pwd.getpwnam("munge")
+    os.chown(path, owner.pw_uid, owner.pw_gid)
+    os.chmod(path, 0o400)
 
 
 def write_key(key: bytes, path: str = KEY_FILE) -> None:

@@ -106,8 +106,9 @@ def main() -> None:
     def apply(changes: list[Change]) -> None:
         for change in changes:
             if change.step[0] == "key":
-                same = change.disruption == "none"
-                munge.write_key((munge.observe_key(path)[0] or fresh) if same else fresh, path)
+                munge.write_key(fresh, path)
+            elif change.step[0] == "close":
+                munge.close_key(path)
             else:
                 act(*change.step)
         if module.params["rotate"] == "take":
