@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import maintenance_window
 from ansible_collections.labrack.infra.plugins.module_utils.change import rank
+from ansible_collections.labrack.infra.plugins.module_utils.doctor_judge import ERROR
 
 from . import shell
 from .gitops_config import Config
@@ -400,7 +401,7 @@ def _offline_errors(lab: Lab, log: Path, step: Step) -> list[str]:
     return [
         f"{finding.host + ': ' if finding.host else ''}{finding.what}. Mend: {finding.mend}"
         for finding in findings
-        if finding.severity == doctor.ERROR
+        if finding.severity == ERROR
     ]
 
 
