@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import maintenance_window
 from ansible_collections.labrack.infra.plugins.module_utils.change import rank
+from ansible_collections.labrack.infra.plugins.module_utils.doctor_judge import ERROR
 
 from . import shell
 from .gitops_config import Config
