@@ -395,8 +395,6 @@ def _load(paths: Sequence[Path]) -> Lab:
 
 def _offline_errors(lab: Lab, log: Path, step: Step) -> list[str]:
     """What doctor finds wrong in the inventory itself, as lines."""
-    from ansible_collections.labrack.infra.plugins.module_utils.doctor_judge import ERROR
-
     from . import doctor
 
     findings = doctor.run(lab, log, step, offline=True)

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,10 @@ sys.path[:] = dict.fromkeys(sys.path)
 
 
 @pytest.fixture(autouse=True)
-def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test leaves a history in the home of whoever runs it."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def environment(tmp_path: Path) -> Iterator[None]:
+    """No test leaves a history in the home of whoever runs it, or settings of Ansible for the tests after it."""
+    before = dict(os.environ)
+    os.environ["XDG_STATE_HOME"] = str(tmp_path / "state")
+    yield
+    os.environ.clear()
+    os.environ.update(before)
