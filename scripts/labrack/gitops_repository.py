@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,6 +139,13 @@ class Repository:
         self._git("clean", "--quiet", "-ffdx", "-e", KEPT, place=place, cwd=tree)
         self._git("checkout-index", "--all", "--force", "--quiet", place=place, cwd=tree)
 
+    def _ssh_options(self) -> list[str]:
+        """A server that is not known yet is trusted at the first contact, as signatures prove what it sends."""
+        own = self.folder.with_name("known_hosts")
+        files = f'UserKnownHostsFile="{own}" ~/.ssh/known_hosts'
+        options = ("BatchMode=yes", "ConnectTimeout=20", files, "StrictHostKeyChecking=accept-new")
+        return [word for option in options for word in ("-o", option)]
+
     def _git(
         self, *arguments: str, inside: bool = True, place: dict[str, str] | None = None, cwd: Path | None = None
     ) -> str:
@@ -162,7 +170,7 @@ class Repository:
             "GIT_ATTR_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_OPTIONAL_LOCKS": "0",
-            "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o ConnectTimeout=20",
+            "GIT_SSH_COMMAND": shlex.join(["ssh", *self._ssh_options()]),
             "LC_ALL": "C",
             **({"GIT_DIR": str(self.folder)} if inside else {}),
             **(place or {}),
