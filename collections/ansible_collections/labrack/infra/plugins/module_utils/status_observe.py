@@ -38,7 +38,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.nvidia_observe impor
 #: What packages leave behind that want a restart (Debian and Ubuntu), and which they were.
 REBOOT_FILE = "run/reboot-required"
 #: Where GitOps on this machine tells how its last run ended.
-GITOPS_FILE = "var/lib/labrack-gitops/last.json"
+GITOPS_FILE = "var/lib/labrack-gitops/state/last.json"
 GITOPS_KEYS = ("time", "commit", "result", "message")
 _MOST_BYTES = 65536
 
