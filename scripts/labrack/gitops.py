@@ -254,8 +254,8 @@ class _Run:
             if errors:
                 words = "\n".join(errors)
                 # a path is told from where this runs, where that is shorter
-                for place in (candidate, os.path.relpath(candidate)):
-                    words = words.replace(f"{place}/", "")
+                for prefix in (str(candidate), os.path.relpath(candidate)):
+                    words = words.replace(f"{prefix}/", "")
                 raise Stop("broken", f"Commit {new[:12]} is refused, and {old}:\n{words}")
             step.summary = "nothing speaks against it"
         self.state.commit = new
