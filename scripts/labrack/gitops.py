@@ -252,7 +252,10 @@ class _Run:
             except UserError as error:
                 errors = [str(error)]
             if errors:
-                words = "\n".join(errors).replace(f"{candidate}/", "")
+                words = "\n".join(errors)
+                # a path is told from where this runs, where that is shorter
+                for prefix in (str(candidate), os.path.relpath(candidate)):
+                    words = words.replace(f"{prefix}/", "")
                 raise Stop("broken", f"Commit {new[:12]} is refused, and {old}:\n{words}")
             step.summary = "nothing speaks against it"
         self.state.commit = new

@@ -179,7 +179,7 @@ def kept(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     (folder / "webhook").write_text(f"http://127.0.0.1:1/{CANARY}-hook\n")
     vault = Path(sys.executable).with_name("ansible-vault")
     encrypt = [vault, "encrypt_string", "--vault-password-file", folder / "vault-password", CANARY]
-    made = subprocess.run([*encrypt, "--name", "lab_secret"], check=True, capture_output=True, text=True)
+    made = subprocess.run([*encrypt, "--name", "site_secret"], check=True, capture_output=True, text=True)
     (folder / "secret.yml").write_text(made.stdout)
     yield Kept(closet, remote, folder)
     if not KEEP:
