@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from . import demo_tailnet, ssh, status
+from .host_keys import HostKey
 from .lab import load
 from .progress import Progress, Step
 from .run import Outcome, run_playbook
@@ -28,8 +30,8 @@ from .testnode.docker import LabError, docker
 from .testnode.gpus import GpuSpec
 from .testnode.image import ensure_image
 
-#: Prefixes the names of the demo's containers and network.
-LAB = "labrack-demo"
+#: Prefixes the names of the demo's containers and network. Tests, which may run beside it, have one of their own.
+LAB = os.environ.get("LABRACK_DEMO_LAB", "labrack-demo")
 PLAYBOOK = "labrack.infra.closet"
 
 A100 = GpuSpec(
@@ -57,7 +59,7 @@ GROUP_ID = 3001
 def state_dir() -> Path:
     """Where the demo keeps its keys, inventory and log: in the checkout, or in the user's state directory."""
     if home() != Path(__file__).resolve().parent:
-        return home() / ".labrack/demo"
+        return home() / ".labrack" / LAB.removeprefix("labrack-")
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
     return Path(base) / "labrack/demo"
 
@@ -108,6 +110,41 @@ def up(system: str, script: bool, progress: Progress, tailnet: bool = False) -> 
     console.print()
     console.print(_times(progress.seconds))
     console.print(_next_steps(), soft_wrap=True, highlight=False)
+
+
+def bare(system: str, progress: Progress, answers: Path) -> None:
+    """Start the lab's machines and configure nothing; write what ``labrack init`` asks of them to a file.
+
+    Root logs in there with the keys of whoever runs this. Raises :class:`.testnode.docker.LabError`.
+    """
+    own = sorted(Path.home().glob(".ssh/id_*.pub"))
+    if not own:
+        raise LabError("You have no ssh key to log in with. Run `ssh-keygen -t ed25519`, then this again.")
+    if node.exists(LAB):
+        raise LabError("The demo's machines are there already. Run `labrack demo down` to start with bare ones.")
+    with progress.step("Image") as step:
+        engine.ensure_engine(step.say)
+        step.summary = ensure_image(system, step.say)
+    with progress.step("Nodes") as step:
+        lab = node.up(_spec(system, False, False), state_dir(), step.say)
+        _fill_volumes(lab)
+        keys = "".join(file.read_text(encoding="utf-8") for file in own)
+        for member in lab.nodes:
+            node.exec(member, ["sh", "-c", "cat >>/root/.ssh/authorized_keys"], input=keys)
+        step.summary = ", ".join(f"{member.name} {member.address}" for member in lab.nodes)
+    pinned = (line.split() for line in lab.known_hosts.read_text(encoding="utf-8").splitlines())
+    document = {
+        "machines": {member.name: member.address for member in lab.nodes},
+        "user": "root",
+        "fingerprints": sorted({HostKey(kind, key).fingerprint for _host, kind, key in pinned}),
+        "needs": ["fair_share"],
+        # their kernel may have no NFS, and volumes share the directories
+        "share": False,
+    }
+    answers.write_text(
+        f"# For `labrack init --answers`.\n{yaml.safe_dump(document, sort_keys=False)}", encoding="utf-8"
+    )
+    progress.console.print(f"\nGo on with: labrack init mylab --answers {answers}", soft_wrap=True)
 
 
 def down(progress: Progress) -> None:

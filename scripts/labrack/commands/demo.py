@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,6 +42,9 @@ def demo_up(
     tailnet: Annotated[
         bool, typer.Option("--tailnet", help="Give the lab a tailnet with its own headscale; in a checkout, with Go.")
     ] = False,
+    bare: Annotated[
+        bool, typer.Option("--bare", help="Start the machines and nothing else, and write machines.yml for `init`.")
+    ] = False,
 ) -> None:
     """Start the demo's lab, configure it with closet.yml over ssh, and let two researchers share its GPUs.
 
@@ -51,6 +55,9 @@ def demo_up(
     from ..progress import Progress
 
     with shell.errors("The lab stays as it is: `labrack demo up` goes on, `labrack demo down` ends it."):
+        if bare:
+            demo.bare(system, Progress(shell.console()), Path("machines.yml"))
+            return
         demo.up(system, script, Progress(shell.console()), tailnet)
 
 

@@ -1,0 +1,111 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Each command of docs/GETTING_STARTED.md, in its order, by somebody who has nothing but an ssh key.
+
+The head has no way to a package index; it gets the packages of labrack's environment as files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from labrack.testnode.docker import docker
+from tests.nodes.conftest import LAB
+from tests.nodes.harness import ROOT, until
+from tests.nodes.test_gitops import simple_index
+
+GUIDE = ROOT / "docs/GETTING_STARTED.md"
+DEMO = f"{LAB}-start"
+HOSTS = ("head", "node1", "node2")
+
+
+@dataclass
+class Newcomer:
+    """A home with a key, a working directory, and what the guide's commands have said."""
+
+    home: Path
+    folder: Path
+    said: dict[str, str] = field(default_factory=dict)
+
+    def run(self, command: str, seconds: float = 900) -> str:
+        """Run a command of the guide as its reader does; AssertionError with its words when it fails."""
+        binaries = Path(sys.executable).parent
+        environment = {
+            "HOME": str(self.home),
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "SSH_AUTH_SOCK": str(self.home / "agent"),
+            "LABRACK_DEMO_LAB": DEMO,
+            "LANG": "C.UTF-8",
+        }
+        # the shell's working directory outlives its commands, as in a terminal
+        script = f"set -e\n{command}\npwd >{self.home}/where\n"
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=seconds
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        self.folder = Path((self.home / "where").read_text().strip())
+        self.said[command] = done.stdout + done.stderr
+        return done.stdout
+
+
+def commands() -> list[str]:
+    """The guide's commands, in their order."""
+    text = GUIDE.read_text(encoding="utf-8")
+    found: list[str] = []
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        found += block.replace("\\\n", "").splitlines()
+    return found
+
+
+@pytest.fixture(scope="module")
+def newcomer(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
+    home = tmp_path_factory.mktemp("newcomer")
+    key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / ".ssh/id_ed25519")]
+    (home / ".ssh").mkdir(mode=0o700)
+    subprocess.run(key, check=True)
+    # ssh looks for keys where the user database says that home is, and at an agent
+    agent = home / "agent"
+    daemon = subprocess.Popen(["ssh-agent", "-D", "-a", agent], stdout=subprocess.DEVNULL)
+    until("the agent answers", agent.exists, bool)
+    subprocess.run(["ssh-add", "-q", home / ".ssh/id_ed25519"], env={"SSH_AUTH_SOCK": str(agent)}, check=True)
+    (home / ".gitconfig").write_text("[user]\nname = Ada\nemail = ada@example.org\n")
+    (home / "work").mkdir()
+    someone = Newcomer(home, home / "work")
+    someone.run("labrack demo down")
+    yield someone
+    someone.run("labrack demo down")
+    daemon.terminate()
+    daemon.wait()
+
+
+def give_packages(newcomer: Newcomer, folder: Path) -> None:
+    """Give the head the packages that pip is about to ask for, as an index that it is told of."""
+    head = docker("ps", "-q", "--filter", f"label=labrack.lab={DEMO}", "--filter", "name=head").stdout.strip()
+    version = "import sys; print('%d.%d' % sys.version_info[:2])"
+    python = docker("exec", head, "python3", "-c", version).stdout.strip()
+    docker("cp", str(simple_index(folder, python)), f"{head}:/srv/simple")
+    docker("exec", head, "sh", "-c", "printf '[global]\\nindex-url = file:///srv/simple\\n' >/etc/pip.conf")
+
+
+def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer, tmp_path: Path) -> None:
+    listed = commands()
+    assert len(listed) > 25
+    for command in listed:
+        if command.startswith("labrack gitops install"):
+            give_packages(newcomer, tmp_path)
+        newcomer.run(command)
+    said = newcomer.said
+    assert "SLURM" in said["labrack status"].upper() or "idle" in said["labrack status"]
+    assert "nothing differs" in said["labrack drift"]
+    ben = said['ansible all -m ansible.builtin.command -a "id ben"']
+    assert ben.count("(ben)") >= len(HOSTS)
+    status = said['ansible head -m ansible.builtin.command -a "/opt/labrack/venv/bin/labrack gitops status"']
+    assert "Traceback" not in status
