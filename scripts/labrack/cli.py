@@ -16,9 +16,8 @@ typer.BadParameter.__mro__[1].exit_code = shell.USAGE  # type: ignore[attr-defin
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     epilog="Exit status: 0 done, 1 failed, 2 changes or findings, 64 wrong usage, 75 another run goes on, "
     "77 not allowed, 130 interrupted.",
 )

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,20 @@ def test_help(command: list[str]) -> None:
     done = labrack_command(*command, "--help")
     assert done.exit_code == 0
     assert "Usage: labrack" in done.output
+
+
+def test_a_shell_completes_commands() -> None:
+    program = Path(sys.executable).with_name("labrack")
+    asked = {"COMP_WORDS": "labrack dri", "COMP_CWORD": "1", "_LABRACK_COMPLETE": "complete_bash"}
+    done = subprocess.run([program], env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["drift"]
+
+
+def test_help_loads_nothing_that_takes_long() -> None:
+    script = "import sys; from labrack import cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, text=True, check=True)
+    heavy = {"ansible", "ansible_runner", "rich.console", "yaml", "jinja2", "ruamel.yaml", "questionary"}
+    assert not heavy & set(done.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import typer
 from .. import shell
 from ..testnode.image import SYSTEMS
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(root: typer.Typer) -> None:

@@ -25,8 +25,8 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; the edit is 
 NoRun = Annotated[bool, typer.Option("--no-run", help="Edit the inventory, and leave the nodes to the next run.")]
 Command = Annotated[bool, typer.Option("--print-command", help="Print the ansible-playbook lines, and do nothing.")]
 
-node_commands = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-user_commands = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+node_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+user_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 def register(app: typer.Typer) -> None:

@@ -13,7 +13,7 @@ import typer
 from .. import shell
 from .plan import ARGUMENTS, EPILOG, PassThrough
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 ConfigOption = Annotated[
     Path,
     typer.Option("--config", envvar="LABRACK_GITOPS_CONFIG", help="The configuration, see docs/GITOPS.md."),
