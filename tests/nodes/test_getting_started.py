@@ -102,6 +102,9 @@ def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer, tmp_pa
         if command.startswith("labrack gitops install"):
             give_packages(newcomer, tmp_path)
         newcomer.run(command)
+        if command == "cd mylab":
+            with open(newcomer.folder / "inventory/group_vars/all/lab.yml", "a", encoding="utf-8") as file:
+                file.write('baseline_uv_version: "" # the machines have no way to PyPI\n')
     said = newcomer.said
     assert "SLURM" in said["labrack status"].upper() or "idle" in said["labrack status"]
     assert "nothing differs" in said["labrack drift"]
