@@ -198,12 +198,9 @@ def closet() -> tuple[Lab, Answers, dict[str, Any]]:
         }
     ]
     gitops = {"time": "2026-03-02T16:55:00Z", "commit": "4be1f06", "result": "in_sync", "message": ""}
-    known = {
-        "runs": runs,
-        "drift": status.Drift(412, (("node3", "file /etc/chrony/chrony.conf: content changed"),)),
-        "gitops": gitops,
-    }
-    return lab_of(hosts, groups), answers, known
+    answers["head"]["status"]["gitops"] = gitops
+    drift = status.Drift(412, (("node3", "file /etc/chrony/chrony.conf: content changed"),))
+    return lab_of(hosts, groups), answers, {"runs": runs, "drift": drift}
 
 
 def desk() -> tuple[Lab, Answers, dict[str, Any]]:
@@ -263,7 +260,8 @@ def hostile() -> tuple[Lab, Answers, dict[str, Any]]:
     answers[names[-1]] = silent(HOSTILE[1])
     groups = {"lab_head": names[:1], "lab_workers": names[1:], "slurm_controller": names[:1]}
     gitops = {"time": HOSTILE[0], "commit": HOSTILE[1], "result": HOSTILE[0], "message": HOSTILE[5]}
-    return lab_of({name: {"lab_circuits": circuits} for name in hosts}, groups), answers, {"gitops": gitops}
+    answers[names[0]]["status"]["gitops"] = gitops
+    return lab_of({name: {"lab_circuits": circuits} for name in hosts}, groups), answers, {}
 
 
 LABS = {"closet": closet, "desk": desk, "many": many, "hostile": hostile}

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from . import history
 from .progress import Step
 from .run import run_playbook
 from .status import new_table
@@ -27,7 +28,10 @@ DISRUPTIVE = ("drain", "reboot")
 
 @dataclass(frozen=True)
 class Job:
-    """A job on nodes. ``ends``: seconds since 1970 when its time limit ends it at the latest, None for no limit."""
+    """A job, and on which of the nodes that were asked for it runs.
+
+    ``ends``: seconds since 1970 when its time limit ends it at the latest, None for no limit.
+    """
 
     id: str
     user: str
@@ -35,7 +39,7 @@ class Job:
     state: str
     gpus: int
     ends: int | None
-    nodes: str
+    nodes: tuple[str, ...]
     name: str
 
 
@@ -50,52 +54,55 @@ class Waiting:
     since: str
 
 
-def read(inventory: Sequence[Path], nodes: Sequence[str], log: Path, step: Step) -> list[Job]:
-    """Return the jobs on these nodes, on all where none is named; :class:`.run.RunError` where Slurm does not say."""
+def read(
+    inventory: Sequence[Path],
+    nodes: Sequence[str],
+    log: Path,
+    step: Step,
+    arguments: Sequence[str] = (),
+    answers: Mapping[str, str] | None = None,
+) -> list[Job]:
+    """Return the jobs on these nodes, on all workers where none is named.
+
+    The rest is as in :func:`.run.run_playbook`; :class:`.run.RunError` where Slurm does not say.
+    """
     with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
         file = Path(folder) / "jobs"
         variables = {"job_impact_file": str(file)} | ({"node": ",".join(nodes)} if nodes else {})
-        run_playbook(PLAYBOOK, inventory, log, step, variables=variables)
-        return parse(file.read_text(encoding="utf-8"))
+        run_playbook(PLAYBOOK, inventory, log, step, variables=variables, arguments=arguments, answers=answers)
+        return parse(json.loads(file.read_text(encoding="utf-8")))
 
 
-def parse(text: str) -> list[Job]:
-    """Return the jobs in the playbook's output of squeue, those that end last first."""
-    jobs = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split("|", 7)]
-        if len(fields) < 8:
-            continue
-        number, user, account, state, tres, ends, nodes, name = fields
-        gpus = re.search(r"gres/gpu=(\d+)", tres)
-        end = int(ends) if ends.isdigit() else None
-        jobs.append(
-            Job(number, user, account, state.lower(), int(gpus[1]) if gpus else 0, end, nodes, name.rstrip("| "))
-        )
-    return sorted(jobs, key=lambda job: (job.ends is not None, -(job.ends or 0)))
+def parse(document: Mapping[str, Sequence[str]]) -> list[Job]:
+    """Return the jobs in squeue's lines for each node, those that end last first."""
+    jobs: dict[str, Job] = {}
+    for node, lines in document.items():
+        for line in lines:
+            fields = [field.strip() for field in line.split("|", 6)]
+            if len(fields) < 7:
+                continue
+            number, user, account, state, tres, ends, name = fields
+            before = jobs[number].nodes if number in jobs else ()
+            gpus = re.search(r"gres/gpu=(\d+)", tres)
+            end = int(ends) if ends.isdigit() else None
+            count = int(gpus[1]) if gpus else 0
+            nodes = (*before, node)
+            jobs[number] = Job(number, user, account, state.lower(), count, end, nodes, name.rstrip("| "))
+    return sorted(jobs.values(), key=lambda job: (job.ends is not None, -(job.ends or 0)))
 
 
 def waiting(state: Path, nodes: Sequence[str]) -> list[Waiting]:
     """Return what each node's last run left for want of consent, as far as it would interrupt jobs."""
     last: dict[str, list[Waiting]] = {}
-    for run in history(state):
-        for node, host in run.get("hosts", {}).items():
+    for run in history.read(state):
+        for node, host in run.hosts.items():
             if not host.get("unreachable"):
                 last[node] = [
-                    Waiting(node, one["subject"], one["summary"], one["disruption"], run["ended"])
+                    Waiting(node, one["subject"], one["summary"], one["disruption"], run.ended)
                     for one in host.get("pending", ())
                     if one["disruption"] in DISRUPTIVE
                 ]
     return [one for node, found in sorted(last.items()) if not nodes or node in nodes for one in found]
-
-
-def history(state: Path) -> list[Mapping[str, Any]]:
-    """Return the runs that the callback ``labrack.infra.record`` noted for a lab, newest last."""
-    try:
-        lines = (state / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 def render(jobs: Sequence[Job], pending: Sequence[Waiting], now: float | None = None) -> RenderableType:
@@ -105,7 +112,16 @@ def render(jobs: Sequence[Job], pending: Sequence[Waiting], now: float | None = 
     if jobs:
         rows = new_table("JOB", "NAME", "USER", "ACCOUNT", "STATE", "GPUS", "ENDS BY", "NODES", right=("GPUS",))
         for job in jobs:
-            fields = (job.id, job.name, job.user, job.account, job.state, str(job.gpus), _ends(job, now), job.nodes)
+            fields = (
+                job.id,
+                job.name,
+                job.user,
+                job.account,
+                job.state,
+                str(job.gpus),
+                _ends(job, now),
+                ", ".join(job.nodes),
+            )
             rows.add_row(*map(Text, fields))
         parts.append(rows)
     else:

@@ -28,7 +28,6 @@ from .run import Failure, Outcome, RunError, TaskResult, run_playbook
 from .shell import CHANGES, FAILED, OK, BusyError, UsageError, UserError
 
 SCHEMA = 1
-JOBS_PLAYBOOK = "labrack.infra.running_jobs"
 CONSENT = "lab_max_disruption"
 #: What the consent is where the inventory says nothing.
 DEFAULT_CONSENT = "restart"
@@ -462,12 +461,16 @@ def _jobs(
     nodes = affected(lab, outcome)
     if not nodes:
         return (), ""
+    # it draws tables, which a run without such changes needs not load
+    from . import job_impact
+
+    where = connection_arguments(arguments)
     try:
-        return running_jobs(
-            lab.inventory, log.with_name("jobs.log"), step, nodes, connection_arguments(arguments), answers
-        ), ""
+        found = job_impact.read(lab.inventory, nodes, log.with_name("jobs.log"), step, where, answers)
     except RunError as error:
         return (), f"Slurm could not be asked: {error}"
+    by_node = [Job(node, job.id, job.user, job.name, job.state) for node in nodes for job in found if node in job.nodes]
+    return tuple(by_node), ""
 
 
 #: Options of ansible-playbook that say how machines and secrets are reached, not what is done.
@@ -496,29 +499,6 @@ def connection_arguments(arguments: Sequence[str]) -> list[str]:
         elif word in _TAKES_NONE or word.partition("=")[0] in _TAKES_A_VALUE:
             kept.append(word)
     return kept
-
-
-def running_jobs(
-    inventory: Sequence[Path],
-    log: Path,
-    step: Step,
-    nodes: Sequence[str] = (),
-    arguments: Sequence[str] = (),
-    answers: Mapping[str, str] | None = None,
-) -> tuple[Job, ...]:
-    """Return the jobs on nodes, on all without ``nodes``; :class:`.run.RunError` where Slurm can't be asked."""
-    with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
-        file = Path(folder) / "jobs.json"
-        told = {"running_jobs_file": str(file), "running_jobs_nodes": ",".join(nodes)}
-        run_playbook(JOBS_PLAYBOOK, inventory, log, step, variables=told, arguments=arguments, answers=answers)
-        by_node = json.loads(file.read_text(encoding="utf-8"))
-    jobs = []
-    for node, lines in by_node.items():
-        for line in lines:
-            # the name comes last, as it may hold a separator
-            job, user, state, name = line.split("|", 3)
-            jobs.append(Job(node, job, user, name, state.lower()))
-    return tuple(jobs)
 
 
 def _applied(lab: Lab, outcome: Outcome, log: Path) -> Applied:

@@ -8,7 +8,6 @@ control characters on its way in, and is never markup on its way out.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -33,6 +32,7 @@ from ansible_collections.labrack.infra.plugins.module_utils import (
     status_observe,
 )
 
+from . import history
 from .shell import UserError
 
 if TYPE_CHECKING:
@@ -312,9 +312,8 @@ def read(lab: Lab, log: Path, step: Step, drift: Drift | None = None) -> Status:
         answers,
         # without the digest of its inventory's path
         lab.state.name.rpartition("-")[0],
-        runs=read_history(lab.state),
+        runs=[asdict(run) for run in history.read(lab.state)],
         drift=drift or read_drift(lab, log.with_name("drift.log"), step),
-        gitops=_json_file(lab.state / "gitops.json"),
     )
 
 
@@ -380,42 +379,13 @@ def write(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _part(name: str) -> Any:
-    """A module of this package, None where it is not there."""
-    try:
-        return importlib.import_module(f"{__package__}.{name}")
-    except ModuleNotFoundError:
-        return None
-
-
-def read_history(state: Path) -> list[dict[str, Any]]:
-    """Return the runs of a lab, the newest last, each as a line of its history has it."""
-    history = _part("history")
-    if history is not None:
-        return [asdict(run) for run in history.read(state)]
-    try:
-        lines = (state / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    runs = []
-    for line in lines:
-        try:
-            run = json.loads(line)
-        except ValueError:
-            # cut off by a crash
-            continue
-        if isinstance(run, dict):
-            runs.append(run)
-    return runs
-
-
 def read_drift(lab: Lab, log: Path, step: Step) -> Drift | None:
     """Return what is not as the last apply left it, None where that can't be looked at."""
-    part = _part("drift")
-    if part is None:
-        return None
+    # it takes a while to load
+    from . import drift
+
     # a node that gives no answer is told of already
-    reports = [report for report in clean(list(part.read(lab, log, step))) if report.get("applied")]
+    reports = [report for report in clean(list(drift.read(lab, log, step))) if report.get("applied")]
     if not reports:
         return None
     return Drift(
@@ -427,13 +397,6 @@ def read_drift(lab: Lab, log: Path, step: Step) -> Drift | None:
             for words in (" ".join(filter(None, (item.get("who"), item.get("when")))),)
         ),
     )
-
-
-def _json_file(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def clean(told: Any) -> Any:
@@ -460,14 +423,13 @@ def assemble(
     *,
     runs: Sequence[Mapping[str, Any]] = (),
     drift: Drift | None = None,
-    gitops: Any = None,
     now: datetime | None = None,
 ) -> Status:
     """Put together what the hosts answered (results of the module ``lab_status`` by host) and what is known. Pure.
 
-    ``runs`` are lines of the history, the newest last; ``gitops`` is what a head elsewhere left here.
+    ``runs`` are lines of the history, the newest last.
     """
-    answers, runs, gitops = clean(dict(answers)), clean(list(runs)), clean(gitops)
+    answers, runs = clean(dict(answers)), clean(list(runs))
     lab = replace(lab, hosts={clean(host): told for host, told in lab.hosts.items()}, groups=clean(dict(lab.groups)))
     hosts = [host for host in lab.members or answers if host in answers]
     told = {host: answers[host]["status"] for host in hosts if "status" in answers[host]}
@@ -481,7 +443,7 @@ def assemble(
         _node(lab, host, answers[host], view.get(names[host]), names[host], jobs, slurm is not None) for host in hosts
     )
     asked = bool(lab.groups.get("slurm_controller"))
-    found = next((one["gitops"] for one in told.values() if one.get("gitops")), None) or gitops
+    found = next((one["gitops"] for one in told.values() if one.get("gitops")), None)
     problems: list[Finding] = []
     circuits: tuple[Circuit, ...] = ()
     try:

@@ -20,25 +20,27 @@ NOW = 1_795_700_000
 
 
 def line(number: str, ends: str, name: str = "train", tres: str = "cpu=2,mem=8G,node=1,gres/gpu=2") -> str:
-    fields = (number, "ada", "vision", "RUNNING", tres, ends, "node1", name)
+    fields = (number, "ada", "vision", "RUNNING", tres, ends, name)
     return "".join(f"{field:<20}|" for field in fields)
 
 
-TEXT = "\n".join(
-    [line("7", str(NOW + 3600)), line("8_1", "N/A", "a | b"), line("9", str(NOW + 90000), tres="cpu=1"), ""]
-)
+SEEN = {
+    "node1": [line("7", str(NOW + 3600)), line("8_1", "N/A", "a | b"), "slurm_load_jobs error"],
+    "node2": [line("8_1", "N/A", "a | b"), line("9", str(NOW + 90000), tres="cpu=1"), ""],
+}
 
 
 def test_jobs_are_read() -> None:
-    jobs = job_impact.parse(TEXT)
+    jobs = job_impact.parse(SEEN)
     assert [job.id for job in jobs] == ["8_1", "9", "7"]
-    assert jobs[0] == job_impact.Job("8_1", "ada", "vision", "running", 2, None, "node1", "a | b")
+    assert jobs[0] == job_impact.Job("8_1", "ada", "vision", "running", 2, None, ("node1", "node2"), "a | b")
     assert [job.gpus for job in jobs] == [2, 0, 2]
-    assert job_impact.parse("") == []
+    assert job_impact.parse({"node1": []}) == []
 
 
 def run(ended: str, **hosts: Any) -> str:
-    return json.dumps({"schema": 1, "ended": ended, "hosts": hosts})
+    rest = {"started": ended, "playbook": "labrack.infra.closet", "check": False, "tags": [], "limit": "", "commit": ""}
+    return json.dumps({"schema": 1, "ended": ended, "hosts": hosts, "by": "ada", "rc": 0, "roles": {}, **rest})
 
 
 REBOOT = {"subject": "driver", "summary": "580 to 590", "disruption": "reboot"}
@@ -59,17 +61,17 @@ def test_what_waits_is_that_of_each_nodes_last_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "arguments", "status", "words"),
+    ("seen", "arguments", "status", "words"),
     [
-        (TEXT, [], 2, ["ada", "no limit", "a reboot would end them", "driver: 580 to 590"]),
-        ("\n", ["node1"], 0, ["No job runs there."]),
-        (TEXT, ["node9"], 1, ["node9: not in the group slurm_worker"]),
+        (SEEN, [], 2, ["ada", "no limit", "a reboot would end them", "driver: 580 to 590"]),
+        ({"node1": []}, ["node1"], 0, ["No job runs there."]),
+        (SEEN, ["node9"], 1, ["node9: not in the group slurm_worker"]),
     ],
 )
 def test_the_command(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    text: str,
+    seen: dict[str, list[str]],
     arguments: list[str],
     status: int,
     words: list[str],
@@ -79,9 +81,9 @@ def test_the_command(
     inventory = shutil.copytree(ROOT / "inventories/closet", tmp_path / "inventory")
     (lab.state_dir([inventory]) / "history.jsonl").write_text(run("2026-11-26T10:00:00Z", node2={"pending": [REBOOT]}))
 
-    def play(playbook: str, inventory: Any, log: Any, step: Any, variables: dict[str, str]) -> Outcome:
+    def play(playbook: str, inventory: Any, log: Any, step: Any, variables: dict[str, str], **_: Any) -> Outcome:
         assert variables.get("node", "") == ",".join(arguments)
-        Path(variables["job_impact_file"]).write_text(text)
+        Path(variables["job_impact_file"]).write_text(json.dumps(seen))
         return Outcome({}, {})
 
     monkeypatch.setattr(job_impact, "run_playbook", play)

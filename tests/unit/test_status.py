@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from labrack import cli, lab, page, run, status
+from labrack import cli, drift, lab, page, run, status
 from labrack.lab import Lab
 from labrack.run import Failure, Outcome, RunError
 from labrack.status import Finding, Status
@@ -142,11 +141,11 @@ def test_drift_is_what_the_nodes_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
         {"host": "off", "error": "no route to host"},
         {"host": "new", "checked": {}, "applied": {}, "items": []},
     ]
-    monkeypatch.setattr(status, "_part", lambda name: SimpleNamespace(read=lambda *_: reports))
+    monkeypatch.setattr(drift, "read", lambda *_: reports)
     described = made_up.desk()[0]
     found = status.read_drift(described, tmp_path / "log", Any)  # type: ignore[arg-type]
     assert found == status.Drift(6, (("desk", "file /etc/hosts: content� (eva 2026-03-02T16:00:00Z)"),))
-    monkeypatch.setattr(status, "_part", lambda name: None)
+    monkeypatch.setattr(drift, "read", lambda *_: reports[1:])
     assert status.read_drift(described, tmp_path / "log", Any) is None  # type: ignore[arg-type]
 
 
@@ -203,13 +202,6 @@ def test_a_failed_run_is_told() -> None:
     failed = {"desk": {"changed": 0, "failed": "no space left", "unreachable": False, "pending": []}}
     seen = with_runs(entry(rc=2, hosts=failed))
     assert ("bad", "", "the last run of under_desk failed on desk") in findings(seen)
-
-
-def test_history_that_a_crash_has_cut_off(tmp_path: Path) -> None:
-    whole = json.dumps({**entry(), "schema": 1, "started": "", "limit": "", "roles": {}})
-    (tmp_path / "history.jsonl").write_text(f"{whole}\n[]\n{whole[:40]}\n", encoding="utf-8")
-    assert [one["by"] for one in status.read_history(tmp_path)] == ["eva"]
-    assert status.read_history(tmp_path / "nowhere") == []
 
 
 def test_a_quick_look_asks_one_host() -> None:
