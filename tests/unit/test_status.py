@@ -380,6 +380,11 @@ def test_the_command_prints_a_screen_or_one_document(inventory: Path) -> None:
     assert told["schema"] == 1 and len(told["nodes"]) == 5
 
 
+def test_the_command_needs_no_arguments(inventory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABRACK_INVENTORY", str(inventory))
+    assert labrack_status().exit_code == 0
+
+
 def test_the_command_writes_a_page_whole(inventory: Path, tmp_path: Path) -> None:
     file = tmp_path / "out/status.html"
     done = labrack_status("-i", str(inventory), "--html", str(file))

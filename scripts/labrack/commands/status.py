@@ -21,11 +21,11 @@ class _Command(TyperCommand):
     """Lets ``--watch`` stand without its seconds, which typer has no way to say."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = [
-            word
-            for one, after in zip(args, [*args[1:], ""], strict=True)
-            for word in ((one,) if one != "--watch" or re.fullmatch(r"[\d.]+", after) else (one, SECONDS))
-        ]
+        given: list[str] = []
+        for place, word in enumerate(args):
+            given.append(word)
+            if word == "--watch" and not re.fullmatch(r"[\d.]+", "".join(args[place + 1 : place + 2])):
+                given.append(SECONDS)
         return super().parse_args(ctx, given)
 
 
