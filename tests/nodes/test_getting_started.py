@@ -7,6 +7,7 @@ The head has no way to a package index; it gets the packages of labrack's enviro
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -112,3 +113,7 @@ def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer, tmp_pa
     assert ben.count("(ben)") >= len(HOSTS)
     status = said['ansible head -m ansible.builtin.command -a "/opt/labrack/venv/bin/labrack gitops status"']
     assert "Traceback" not in status
+    # who looks leaves no line
+    (history,) = newcomer.home.glob(".local/state/labrack/mylab-*/history.jsonl")
+    runs = [json.loads(line)["playbook"] for line in history.read_text().splitlines()]
+    assert "labrack.infra.closet" in runs and not {"labrack.infra.status", "labrack.infra.doctor"} & set(runs)
