@@ -46,7 +46,10 @@ def write(folder: Path, hosts: int) -> Path:
         "slurm_worker": {"children": {"lab_workers": None}},
     }
     people = [{"name": f"p{number}", "uid": 2000 + number, "groups": ["vision"]} for number in range(1, 21)]
-    circuits = [{"name": f"c{number}", "volts": 230, "amps": 32, "nodes": [name]} for number, name in enumerate(names)]
+    circuits = [
+        {"name": f"c{place}", "volts": 230, "amps": 125, "nodes": names[place : place + 10]}
+        for place in range(0, len(names), 10)
+    ]
     (folder / "hosts.yml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     lab = {"lab_users": people, "lab_circuits": [*circuits, {"name": "h", "volts": 230, "amps": 16, "nodes": ["head"]}]}
     (folder / "group_vars/all/people.yml").write_text(yaml.safe_dump(lab), encoding="utf-8")

@@ -21,8 +21,9 @@ MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 ACTIONS = {path.stem for path in (PLUGINS / "action").glob("*.py")}
 FILTERS = sorted(path.stem for path in (PLUGINS / "filter").glob("*.py"))
 
+FRAGMENTS = sorted(path.stem for path in (PLUGINS / "doc_fragments").glob("*.py"))
 # before a test starts Ansible's own loader of collections, which finds no package that was met in two places
-for _kind, _names in (("modules", MODULES), ("filter", FILTERS)):
+for _kind, _names in (("modules", MODULES), ("filter", FILTERS), ("doc_fragments", FRAGMENTS)):
     for _name in _names:
         importlib.import_module(f"{COLLECTION}.{_kind}.{_name}")
 
