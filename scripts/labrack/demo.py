@@ -126,8 +126,8 @@ def bare(system: str, progress: Progress, answers: Path) -> None:
         engine.ensure_engine(step.say)
         step.summary = ensure_image(system, step.say)
     with progress.step("Nodes") as step:
-        lab = node.up(_spec(system, False, False), state_dir(), step.say)
-        _fill_volumes(lab)
+        machines = tuple(node.NodeSpec(name, system, cards) for name, cards in CARDS.items())
+        lab = node.up(node.LabSpec(LAB, machines), state_dir(), step.say)
         keys = "".join(file.read_text(encoding="utf-8") for file in own)
         for member in lab.nodes:
             node.exec(member, ["sh", "-c", "cat >>/root/.ssh/authorized_keys"], input=keys)
@@ -138,7 +138,7 @@ def bare(system: str, progress: Progress, answers: Path) -> None:
         "user": "root",
         "fingerprints": sorted({HostKey(kind, key).fingerprint for _host, kind, key in pinned}),
         "needs": ["fair_share"],
-        # their kernel may have no NFS, and volumes share the directories
+        # their kernel may have no NFS
         "share": False,
     }
     answers.write_text(

@@ -321,6 +321,19 @@ def test_keys_are_read_and_written_with_the_users_own_rights() -> None:
         assert (link.stat().st_uid, link.stat().st_mode & 0o777) == (user.uid, 0o600)
 
 
+def test_a_home_that_another_node_has_just_made_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "ada"
+    user = users_plan.User("ada", os.geteuid(), os.getegid(), "ada")
+    home.mkdir()
+    (home / ".profile").write_text("theirs\n")
+    lab_users.make_home(str(home), user)
+    assert [*tmp_path.iterdir()] == [home] and (home / ".profile").read_text() == "theirs\n"
+    # one of somebody else's is not
+    monkeypatch.setattr(lab_users.os, "lstat", lambda _path: os.stat_result((0o40755, 0, 0, 1, 99999, 0, 0, 0, 0, 0)))
+    with pytest.raises(OSError, match="not empty"):
+        lab_users.make_home(str(home), user)
+
+
 def test_who_bars_their_own_keys_keeps_no_one_elses_lock_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def barred(*_arguments: object) -> None:
         raise PermissionError(13, "Permission denied", "/home/ada/.ssh/authorized_keys")

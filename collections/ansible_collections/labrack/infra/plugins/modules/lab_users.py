@@ -216,6 +216,7 @@ left_files:
   type: dict
 """
 
+import errno
 import grp
 import os
 import pwd
@@ -449,9 +450,11 @@ def make_home(home: str, user: User) -> None:
         os.chown(draft, user.uid, user.gid)
         os.chmod(draft, 0o750)  # noqa: S103
         os.rename(draft, home)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise
+        # where /home is a file server's, another node makes it at the same moment
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or os.lstat(home).st_uid != user.uid:
+            raise
 
 
 def cancel_jobs(argv: list[str], name: str) -> None:
