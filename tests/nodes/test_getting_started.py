@@ -87,13 +87,12 @@ def newcomer(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> I
     daemon.wait()
 
 
-def give_packages(newcomer: Newcomer, folder: Path) -> None:
-    """Give the head the packages that pip is about to ask for, as an index that it is told of."""
+def give_packages(folder: Path) -> None:
+    """Give the head the packages that pip is about to ask for, as an index."""
     head = docker("ps", "-q", "--filter", f"label=labrack.lab={DEMO}", "--filter", "name=head").stdout.strip()
     version = "import sys; print('%d.%d' % sys.version_info[:2])"
     python = docker("exec", head, "python3", "-c", version).stdout.strip()
     docker("cp", str(simple_index(folder, python)), f"{head}:/srv/simple")
-    docker("exec", head, "sh", "-c", "printf '[global]\\nindex-url = file:///srv/simple\\n' >/etc/pip.conf")
 
 
 def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer, tmp_path: Path) -> None:
@@ -101,8 +100,10 @@ def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer, tmp_pa
     assert len(listed) > 25
     for command in listed:
         if command.startswith("labrack gitops install"):
-            give_packages(newcomer, tmp_path)
-        newcomer.run(command)
+            give_packages(tmp_path)
+            newcomer.run(f"{command} --index-url=file:///srv/simple")
+        else:
+            newcomer.run(command)
         if command == "cd mylab":
             with open(newcomer.folder / "inventory/group_vars/all/lab.yml", "a", encoding="utf-8") as file:
                 file.write('baseline_uv_version: "" # the machines have no way to PyPI\n')

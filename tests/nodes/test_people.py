@@ -127,7 +127,7 @@ def test_a_conflict_is_found_before_anything_changes(lab: Lab) -> None:
     run = lab.play(ok=False)
     assert run.rc != 0 and "lab_users[2].uid = 2000 (node1)" in run.messages
     assert "labrack.infra.uid_migrate -e user=gus" in run.messages
-    assert {task.action for task in run.tasks if task.ending != "skipped"} <= {"lab_check", "node_facts"}
+    assert {task.action for task in run.tasks if task.ending != "skipped"} <= {"lab_check", "node_facts", "assert"}
     assert lab.uid("head", "eve") == ""
 
 

@@ -85,6 +85,7 @@ def test_systemd_takes_the_units(lab: Closet) -> None:
         "scratch": "",
         "scratch_days": 30,
         "installed": [],
+        "packages": [],
     }
     wanted = nfs_client_plan.read_wanted(params, (6, 1))
     files = {}
