@@ -22,9 +22,9 @@ demo: $(READY) ## bring up a closet of three containers and run GPU jobs in it
 demo-down: $(READY) ## take the demo away
 	@$(BIN)/labrack demo down
 
-test: test-fast test-package test-nodes test-vm-core ## everything; at most 40 minutes on two cores
+test: test-fast test-package test-nodes test-vm-core ## everything; about an hour on two cores
 
-test-fast: lint test-unit ## without containers; at most 2 minutes
+test-fast: lint test-unit ## without containers; about five minutes on two cores
 
 test-unit: $(READY)
 	$(PYTEST) -n 2 tests/unit --junitxml=$(JUNIT)/unit.xml
