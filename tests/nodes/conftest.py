@@ -58,7 +58,6 @@ ORDER = (
     "test_tailnet",
     "test_demo_tailnet",
     "test_gitops",
-    "test_getting_started",
     "test_molecule",
 )
 A100 = GpuSpec(
