@@ -414,6 +414,15 @@ def test_the_kernels_connections_are_led_to_a_server_that_moved() -> None:
     assert nfs_client_plan.plan(elsewhere, moved)[0].step == ("detach", "/home")
 
 
+def test_a_server_that_was_followed_is_waited_for_when_it_is_away() -> None:
+    node = mounted(wanted(HOME), busy=frozenset({"/home"}), answers={"/home": SILENT})
+    moved = wanted(HOME, nodes=[{"name": "head", "address": "10.0.0.99", "link_mbit": None}])
+    assert nfs_client_plan.plan(replace(node, transports=frozenset({"10.0.0.99"})), moved) == []
+    # only some of the connections were led away
+    both = replace(node, transports=frozenset({"10.0.0.1", "10.0.0.99"}))
+    assert [change.step for change in nfs_client_plan.plan(both, moved)] == [("redirect", "/home")]
+
+
 def test_transports_are_read_from_the_kernels_files(tmp_path: Path) -> None:
     assert mount_observe.transports(tmp_path) == {}
     for name, address in (("xprt-0-tcp", "10.0.0.1"), ("xprt-1-local", "/run/rpcbind.sock")):

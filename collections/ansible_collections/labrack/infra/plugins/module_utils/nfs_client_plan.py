@@ -338,7 +338,11 @@ def moved(observed: Observed, share: Share) -> str:
     addresses = [option[len("addr=") :] for option in mount["options"] if option.startswith("addr=")]
     silent = observed.answers.get(share.directory.path, "") == SILENT
     there = share.server.address
-    return addresses[0] if silent and addresses and there and there not in addresses else ""
+    if not (silent and addresses and there and there not in addresses):
+        return ""
+    # a mount keeps the address that it was made with: one that was led away is just not answered at the moment
+    led_away = there in observed.transports and addresses[0] not in observed.transports
+    return "" if led_away else addresses[0]
 
 
 def _unlike(observed: Observed, share: Share) -> str:
