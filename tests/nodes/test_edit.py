@@ -91,7 +91,7 @@ def test_a_node_takes_no_jobs_for_a_while(editor: Editor) -> None:
         impact = editor.labrack("job-impact", "node2", "--json")
         assert impact.returncode == 2, impact.stderr
         (found,) = json.loads(impact.stdout)["jobs"]
-        wanted = {"id": job, "user": "ada", "name": "train", "nodes": "node2", "gpus": 1, "state": "running"}
+        wanted = {"id": job, "user": "ada", "name": "train", "nodes": ["node2"], "gpus": 1, "state": "running"}
         assert {key: found[key] for key in wanted} == wanted and found["ends"] > 10**9
         assert editor.labrack("job-impact", "node1").returncode == 0
         assert "ada" in editor.labrack("job-impact").stdout
