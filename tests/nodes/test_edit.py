@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tests.nodes.harness import INVENTORIES, Closet
 
 HOSTS = ("head", "node1", "node2")
 ARCHIVE = "/srv/edit-archive"
+CANARY = "canary-2Hq6Ts0nVb3J"
 #: A host key that none of the nodes has.
 FOREIGN = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAxtDdLFhjxLPLlaNtxqHH1H52mZ2rmP8yHqLqPDihf0"
 
@@ -31,10 +32,11 @@ class Editor:
     closet: Closet
     inventory: Path
 
-    def labrack(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command without a terminal; any exit status is fine."""
+    def labrack(self, *arguments: str, rest: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """Run the command without a terminal, ``rest`` for ansible-playbook; any exit status is fine."""
         sources = [word for path in self.closet.inventory for word in ("-i", str(path))]
         command = [str(Path(sys.executable).with_name("labrack")), *arguments, *sources]
+        command += ["--", *rest] if rest else []
         environment = {**os.environ, "XDG_STATE_HOME": str(self.inventory.parent / "state")}
         return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
 
@@ -145,6 +147,60 @@ def test_a_lab_is_made_of_machines_and_reached_by_pinned_keys(editor: Editor) ->
     fresh = {**environment, "ANSIBLE_SSH_ARGS": "-o ControlMaster=no"}
     refused = subprocess.run(ping, capture_output=True, text=True, cwd=folder / "lab", env=fresh)
     assert refused.returncode != 0 and "Host key verification failed" in refused.stdout + refused.stderr
+
+
+def test_no_command_tells_or_keeps_a_secret(editor: Editor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command once, with a secret in the vault, and those that the nodes made for themselves."""
+    closet, page = editor.closet, tmp_path / "lab.html"
+    password = tmp_path / "password"
+    password.write_text("pass\n")
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", str(password))
+    encrypt = [str(Path(sys.executable).with_name("ansible-vault")), "encrypt_string", CANARY]
+    made = subprocess.run([*encrypt, "--name", "lab_backup_password"], check=True, capture_output=True, text=True)
+    vault = editor.inventory / "group_vars/all/vault.yml"
+    vault.write_text(made.stdout)
+    key = str(closet.lab.state_dir / "researcher.pub")
+    closet.root("node1", "chmod 0644 /etc/munge/munge.key; chmod 0644 /usr/local/lib/labrack/slurm/prolog")
+    said: dict[str, str] = {}
+    for words in (
+        "doctor --offline",
+        "doctor --all --json",
+        f"plan --diff --save {tmp_path / 'plan'}",
+        f"apply {tmp_path / 'plan'} --yes",
+        "plan --json --tags munge,slurm",
+        "status",
+        f"status --html {page}",
+        "status --json",
+        "storage --json",
+        "drift --json",
+        "job-impact --json",
+        f"user add kim --key {key} --no-run --yes",
+        "node drain node1 --reason fan",
+        "node resume node1",
+        # the playbooks' own words, and the callbacks'
+        "apply --yes --tags lab_users -- -vvv --diff",
+        "user remove kim --no-run --yes",
+    ):
+        arguments, _, rest = words.partition(" -- ")
+        done = editor.labrack(*arguments.split(), rest=rest.split())
+        said[words] = done.stdout + done.stderr
+        assert done.returncode in (0, 1, 2) and "Traceback" not in said[words], said[words]
+    vault.unlink()
+    places = (tmp_path, editor.inventory.parent)
+    kept = {path: path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
+    assert {"lab.html", "plan", "history.jsonl", "apply.log"} <= {path.name for path in kept}
+    assert "kim" in said["apply --yes --tags lab_users -- -vvv --diff"]
+    munge = closet.root("head", "base64 --wrap=0 /etc/munge/munge.key").strip()
+    database = closet.root("head", "sed -n 's/^StoragePass=//p' /etc/slurm/slurmdbd.conf").strip()
+    assert len(database) > 16
+    for secret in (CANARY, munge[:20], munge[640:660], database):
+        assert [words for words, text in said.items() if secret in text] == []
+        assert [path for path, data in kept.items() if secret.encode() in data] == []
+    for host in HOSTS:
+        seen = closet.root(
+            host, f"journalctl --no-pager | grep -c -e {CANARY} -e {database} -e {munge[:20]}", check=False
+        )
+        assert seen.strip() == "0"
 
 
 def test_only_nodes_of_the_lab_are_drained(editor: Editor) -> None:

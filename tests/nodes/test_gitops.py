@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ HOSTS = ("head", "node1")
 CANARY = "canary-3Wz8Rk5mYp6Q"
 SERVICE = "labrack-gitops.service"
 STATE = "/var/lib/labrack-gitops/state"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+#: Times that a controller is killed.
+KILLS = 20
 #: What is left of it on a node, by its name; the test's own remote and index are elsewhere.
 TRACES = (
     "find / -xdev \\( -path /proc -o -path /sys -o -path /tmp \\) -prune -o \\( -name '*gitops*' -o -path '/opt/*' \\) "
@@ -76,13 +80,19 @@ class Kept:
             *options,
         )
 
-    def push(self, *users: str, author: Author | None = None) -> str:
-        """Push an inventory with these users, signed by ada unless ``author`` is somebody else."""
+    def push(self, *users: str, author: Author | None = None, round_: int = 0) -> str:
+        """Push an inventory with these users, signed by ada unless ``author`` is somebody else.
+
+        ``round_`` is in each user's comment and key, so that another one changes files and accounts on all nodes.
+        """
         numbers = {"ada": 2001, "ben": 2002, "eva": 2003}
         lab = {
             "lab_orchestrator": "none",
             "baseline_uv_version": "",
-            "lab_users": [{"name": name, "uid": numbers[name]} for name in users],
+            "lab_users": [
+                {"name": name, "uid": numbers[name], "comment": f"round {round_}", "keys": [f"{KEY} round-{round_}"]}
+                for name in users
+            ],
             "ansible_user": "root",
         }
         secret = (self.folder / "secret.yml").read_text()
@@ -111,6 +121,26 @@ class Kept:
         """The lab's users of each node."""
         names = "getent passwd ada ben eva | cut -d: -f1"
         return {host: self.closet.root(host, names, check=False).split() for host in HOSTS}
+
+    def rounds(self, users: Sequence[str]) -> set[int]:
+        """The rounds that comments and keys of these users are of, on all nodes; a file that is cut has none."""
+        names = " ".join(users)
+        show = f"for who in {names}; do getent passwd $who | cut -d: -f5; cat /home/$who/.ssh/authorized_keys; done"
+        lines = [line for host in HOSTS for line in self.closet.root(host, show).splitlines()]
+        assert len(lines) == 2 * len(users) * len(HOSTS) and all(
+            line.startswith((f"{KEY} round-", "round ")) for line in lines
+        ), lines
+        return {int(re.split("[ -]", line)[-1]) for line in lines}
+
+    def whole(self, users: Sequence[str], newest: int, seed: int) -> None:
+        """Nothing on the nodes or in the controller's memory is half-written."""
+        assert self.rounds(users) <= set(range(newest + 1)), f"seed {seed}"
+        files = f"{STATE}/state.json {STATE}/last.json"
+        self.closet.root("head", f"for file in {files}; do python3 -m json.tool $file >/dev/null || exit 1; done")
+        for host in HOSTS:
+            records = "/var/lib/labrack/managed/*.json"
+            self.closet.root(host, f"for file in {records}; do python3 -m json.tool $file >/dev/null || exit 1; done")
+            self.closet.root(host, "pwck -rq && grpck -r")
 
     def log(self) -> str:
         """What the service has said."""
@@ -255,15 +285,36 @@ def test_a_node_that_was_down_gets_its_change_when_it_is_back(kept: Kept) -> Non
     assert kept.status()["hosts"] == dict.fromkeys(HOSTS, commit)
 
 
-def test_a_run_that_is_killed_is_made_up_for(kept: Kept) -> None:
+def test_runs_that_are_killed_are_made_up_for(kept: Kept) -> None:
+    """A controller is killed twenty times at random moments of its apply; every fifth time the next run ends."""
     seed = random.randrange(2**32)
-    kept.push("ada", "ben", "eva")
-    kept.closet.root("head", f"systemctl start --no-block {SERVICE}")
-    time.sleep(random.Random(seed).uniform(2, 20))
-    kept.closet.root("head", f"systemctl kill --signal=KILL {SERVICE}", check=False)
-    kept.closet.root("head", f"python3 -m json.tool {STATE}/state.json && python3 -m json.tool {STATE}/last.json")
-    assert kept.tick() == 0, f"seed {seed}: {kept.log()}"
-    assert kept.people() == {host: ["ada", "ben", "eva"] for host in HOSTS} and kept.status()["result"] != "failed"
+    chance = random.Random(seed)
+    users = ("ada", "ben", "eva")
+    ended = f"! systemctl is-active --quiet {SERVICE} && systemctl is-failed --quiet {SERVICE}"
+    begun = f"test {STATE}/log/apply.log -nt /run/pushed || {{ {ended}; }}"
+
+    def applies() -> str:
+        return kept.closet.root("head", f"if {begun}; then echo yes; fi", check=False)
+
+    killed = 0
+    while killed < KILLS:
+        kept.push(*users, round_=(wanted := killed + 1))
+        kept.closet.root("head", f"touch /run/pushed; systemctl reset-failed {SERVICE}; true")
+        kept.closet.root("head", f"systemctl start --no-block {SERVICE}")
+        until("the apply begins", applies, bool, 120)
+        time.sleep(chance.uniform(0, 5))
+        kept.closet.root("head", f"systemctl kill --signal=KILL {SERVICE}", check=False)
+        # a run that was through before counts for nothing
+        how = kept.closet.root("head", f"systemctl show --property=Result --value {SERVICE}").strip()
+        killed += how == "signal"
+        kept.whole(users, wanted, seed)
+        if killed % 5 == 0:
+            assert kept.tick() == 0, f"seed {seed}: {kept.log()}"
+            assert kept.rounds(users) == {wanted}, f"seed {seed}"
+            assert kept.status()["result"] in ("applied", "in_sync")
+    litter = "find /etc /home /var/lib/labrack /var/lib/labrack-gitops/state -name '.labrack-*'"
+    assert [kept.closet.root(host, litter) for host in HOSTS] == ["", ""], f"seed {seed}"
+    assert kept.tick() == 0 and kept.status()["result"] == "in_sync", kept.log()
 
 
 def test_no_secret_was_seen(kept: Kept) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,28 @@ def test_names_of_variables(role: Path) -> None:
 @each_role
 def test_role_has_meta(role: Path) -> None:
     assert load(role / "meta/main.yml")["galaxy_info"]["license"] == "GPL-3.0-or-later"
+
+
+def tasks_of(entries: Any) -> Iterator[Mapping[str, Any]]:
+    """All tasks of a file of tasks or of a playbook, those of blocks too."""
+    for entry in entries or []:
+        inner = [entry[key] for key in ("pre_tasks", "tasks", "post_tasks", "block", "rescue", "always") if key in entry]
+        for more in inner:
+            yield from tasks_of(more)
+        if not inner:
+            yield entry
+
+
+def test_no_task_asks_for_root_where_ansible_runs() -> None:
+    """The keyword ``become`` gives way to an inventory's ``ansible_become``; only a task's variable does not."""
+    here = [
+        (path.name, task)
+        for path in [*ROOT.glob("playbooks/*.yml"), *ROOT.glob("roles/*/tasks/*.yml")]
+        for task in tasks_of(load(path))
+        if task.get("delegate_to") == "localhost"
+    ]
+    assert len(here) > 8
+    assert [(name, task["name"]) for name, task in here if task.get("vars", {}).get("ansible_become") is not False] == []
 
 
 @pytest.mark.parametrize(
