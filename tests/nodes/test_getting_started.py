@@ -125,11 +125,11 @@ def test_drift_is_found_and_mended_and_only_signed_commits_count(newcomer: Newco
     """What follows the guide in a lab's life, with its commands: by hand, by plan and apply, by the head alone."""
     ssh = "ansible {} -m ansible.builtin.shell -a '{}'"
     newcomer.run(ssh.format("head", "echo stranger >>/etc/slurm/slurm.conf"))
-    newcomer.run(ssh.format("node1", "usermod --shell /bin/sh ben"))
+    newcomer.run(ssh.format("node1", "chmod 0644 /etc/munge/munge.key"))
     newcomer.run(ssh.format("node2", "systemctl disable --now munge"))
     drift = json.loads(newcomer.run("labrack drift --json || test $? -eq 2"))
     found = {(one["host"], item["name"]) for one in drift for item in one["items"]}
-    assert found == {("head", "/etc/slurm/slurm.conf"), ("node1", "ben"), ("node2", "munge.service")}
+    assert found == {("head", "/etc/slurm/slurm.conf"), ("node1", "/etc/munge/munge.key"), ("node2", "munge.service")}
     plan = json.loads(newcomer.run("labrack plan --json || test $? -eq 2"))
     assert {host for host, node in plan["nodes"].items() if node["tasks"]} == set(HOSTS)
     newcomer.run("labrack apply --yes")

@@ -296,6 +296,8 @@ def test_runs_that_are_killed_are_made_up_for(kept: Kept) -> None:
     def applies() -> str:
         return kept.closet.root("head", f"if {begun}; then echo yes; fi", check=False)
 
+    kept.push(*users)
+    assert kept.tick() == 0, kept.log()
     killed = 0
     while killed < KILLS:
         kept.push(*users, round_=(wanted := killed + 1))
