@@ -124,8 +124,8 @@ class Kept:
 
     def rounds(self, users: Sequence[str]) -> set[int]:
         """The rounds that comments and keys of these users are of, on all nodes; a file that is cut has none."""
-        names = " ".join(users)
-        show = f"for who in {names}; do getent passwd $who | cut -d: -f5; cat /home/$who/.ssh/authorized_keys; done"
+        told = "getent passwd $who | cut -d: -f5; tail -n +2 /home/$who/.ssh/authorized_keys"
+        show = f"for who in {' '.join(users)}; do {told}; done"
         lines = [line for host in HOSTS for line in self.closet.root(host, show).splitlines()]
         assert len(lines) == 2 * len(users) * len(HOSTS) and all(
             line.startswith((f"{KEY} round-", "round ")) for line in lines
@@ -298,9 +298,10 @@ def test_runs_that_are_killed_are_made_up_for(kept: Kept) -> None:
 
     kept.push(*users)
     assert kept.tick() == 0, kept.log()
-    killed = 0
+    killed = wanted = 0
     while killed < KILLS:
-        kept.push(*users, round_=(wanted := killed + 1))
+        wanted += 1
+        kept.push(*users, round_=wanted)
         kept.closet.root("head", f"touch /run/pushed; systemctl reset-failed {SERVICE}; true")
         kept.closet.root("head", f"systemctl start --no-block {SERVICE}")
         until("the apply begins", applies, bool, 120)
