@@ -73,7 +73,8 @@ def test_role_has_meta(role: Path) -> None:
 def tasks_of(entries: Any) -> Iterator[Mapping[str, Any]]:
     """All tasks of a file of tasks or of a playbook, those of blocks too."""
     for entry in entries or []:
-        inner = [entry[key] for key in ("pre_tasks", "tasks", "post_tasks", "block", "rescue", "always") if key in entry]
+        lists = ("pre_tasks", "tasks", "post_tasks", "block", "rescue", "always")
+        inner = [entry[key] for key in lists if key in entry]
         for more in inner:
             yield from tasks_of(more)
         if not inner:
@@ -89,7 +90,8 @@ def test_no_task_asks_for_root_where_ansible_runs() -> None:
         if task.get("delegate_to") == "localhost"
     ]
     assert len(here) > 8
-    assert [(name, task["name"]) for name, task in here if task.get("vars", {}).get("ansible_become") is not False] == []
+    asking = [(name, task["name"]) for name, task in here if task.get("vars", {}).get("ansible_become") is not False]
+    assert asking == []
 
 
 @pytest.mark.parametrize(
