@@ -106,10 +106,14 @@ class Kept:
         """Do what the timer does: start its service, and wait for its end; return the exit status of the run."""
         start = f"systemctl reset-failed {SERVICE}; systemctl start --no-block {SERVICE}"
         self.closet.root("head", start, check=False)
-        ask = f"systemctl show --property=ActiveState --value {SERVICE}"
-        until("the run ends", lambda: self.closet.root("head", ask).strip(), lambda seen: seen != "activating", 300)
+        self.ended()
         shown = self.closet.root("head", f"systemctl show --property=ExecMainStatus --value {SERVICE}")
         return int(shown.strip())
+
+    def ended(self) -> None:
+        """Wait for the end of the run."""
+        ask = f"systemctl show --property=ActiveState --value {SERVICE}"
+        until("the run ends", lambda: self.closet.root("head", ask).strip(), lambda seen: seen != "activating", 300)
 
     def status(self) -> dict[str, Any]:
         """What ``labrack gitops status`` says on the head."""
@@ -307,6 +311,7 @@ def test_runs_that_are_killed_are_made_up_for(kept: Kept) -> None:
         until("the apply begins", applies, bool, 120)
         time.sleep(chance.uniform(0, 5))
         kept.closet.root("head", f"systemctl kill --signal=KILL {SERVICE}", check=False)
+        kept.ended()
         # a run that was through before counts for nothing
         how = kept.closet.root("head", f"systemctl show --property=Result --value {SERVICE}").strip()
         killed += how == "signal"
