@@ -187,8 +187,8 @@ def snapshot(version: str) -> None:
         done = run([planner.BINARY, "etcd-snapshot", "save", "--name", name, "--dir", planner.SNAPSHOTS], timeout=600)
         if done.rc:
             raise K3sError(
-                f"etcd can't be copied, so nothing was upgraded: {' '.join((done.err or done.out).split()[-30:])}. Mend: "
-                "the server must run for that; see journalctl -u k3s"
+                f"etcd can't be copied, so nothing was upgraded: {' '.join((done.err or done.out).split()[-30:])}. "
+                "Mend: the server must run for that; see journalctl -u k3s"
             )
     else:
         copy_sqlite(planner.SQLITE, f"{planner.SNAPSHOTS}/state-{version}.db")
@@ -203,10 +203,13 @@ def copy_sqlite(source: str, target: str) -> None:
     remove_file(draft)
     try:
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with contextlib.closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=60)) as database_now:
-            with contextlib.closing(sqlite3.connect(draft)) as copy:
-                database_now.backup(copy)
-                (said,) = copy.execute("PRAGMA quick_check").fetchone()
+        with contextlib.ExitStack() as stack:
+            now = sqlite3.connect(f"file:{source}?mode=ro", uri=True, timeout=60)
+            copy = sqlite3.connect(draft)
+            stack.callback(now.close)
+            stack.callback(copy.close)
+            now.backup(copy)
+            (said,) = copy.execute("PRAGMA quick_check").fetchone()
         if said != "ok":
             raise K3sError(f"the copy of {source} is damaged ({said}), so nothing was upgraded. Mend: look at the disk")
         os.rename(draft, target)
@@ -224,7 +227,7 @@ def copy_sqlite(source: str, target: str) -> None:
 def end_pods() -> None:
     """End all pods, their mounts, their network and its rules. Nothing of a tailnet is touched."""
     doomed = set(shims())
-    parents = {pid: parent for pid, parent in _parents()}
+    parents = dict(_parents())
     while more := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
         doomed |= more
     for pid in doomed:

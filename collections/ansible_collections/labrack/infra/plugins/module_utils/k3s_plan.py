@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What k3s needs on a node, as a server or an agent, and the way there and back. Pure: no Ansible import, no side effect.
+"""What k3s needs on a node, as a server or an agent, and the way there and back. Pure.
 
 Paths, keys and behaviour were taken from k3s: ``install.sh``, ``cmd/k3s/main.go``, ``pkg/agent/containerd`` (runtimes
 are looked for at the start alone), ``pkg/daemons/agent`` (its kubelet has ``failSwapOn: false``), docs.k3s.io. The
@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Optional
+from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
@@ -52,9 +52,12 @@ PORTS = {True: (6443, 10250), False: (10250,)}
 PACKAGED = ("coredns", "local-storage", "metrics-server", "servicelb", "traefik")
 #: Keys of config.yaml that are this role's, or would break what it promises.
 OWN_KEYS = frozenset(
-    "agent-token agent-token-file config data-dir default-runtime disable docker flannel-iface node-ip node-label "
-    "node-name secrets-encryption server tls-san token token-file write-kubeconfig write-kubeconfig-group "
-    "write-kubeconfig-mode".split()
+    (
+        *("agent-token", "agent-token-file", "config", "data-dir", "default-runtime", "disable"),
+        *("docker", "flannel-iface", "node-ip", "node-label", "node-name", "secrets-encryption"),
+        *("server", "tls-san", "token", "token-file", "write-kubeconfig", "write-kubeconfig-group"),
+        *("write-kubeconfig-mode",),
+    )
 )
 #: Keys of config.yaml with a secret in their value.
 SECRET_KEY = re.compile(r"secret|password|token|endpoint|access-key")
@@ -79,8 +82,8 @@ class Namespace:
     """A namespace with what its pods may ask for together; None or "" for no limit."""
 
     name: str
-    gpus: Optional[int] = None
-    cpus: Optional[int] = None
+    gpus: int | None = None
+    cpus: int | None = None
     memory: str = ""
 
 
@@ -117,7 +120,7 @@ class Wanted:
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     readers: tuple[str, ...] = ()
-    cards: Optional[tuple[tuple[str, int], ...]] = ()
+    cards: tuple[tuple[str, int], ...] | None = ()
     gpus: Gpus = Gpus()
     namespaces: tuple[Namespace, ...] = ()
 
@@ -139,17 +142,17 @@ class Observed:
     ours: bool = False
     role: str = ""
     foreign: tuple[str, ...] = ()
-    files: Mapping[str, Optional[FileState]] = field(default_factory=dict, repr=False)
+    files: Mapping[str, FileState | None] = field(default_factory=dict, repr=False)
     written: Mapping[str, float] = field(default_factory=dict)
     version: str = ""
     running: str = ""
     ran: str = ""
     images: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
-    service: ServiceState = ServiceState()
+    service: ServiceState = field(default_factory=ServiceState)
     database: str = ""
     toolkit: str = ""
-    runtimes: Optional[frozenset[str]] = None
+    runtimes: frozenset[str] | None = None
     addresses: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[int, str] = field(default_factory=dict)
     shims: int = 0
@@ -382,7 +385,10 @@ def device_plugin(gpus: Gpus) -> list[dict[str, Any]]:
         "volumes": [
             {"name": "config", "configMap": {"name": name}},
             *(
-                {"name": volume, "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+                {
+                    "name": volume,
+                    "hostPath": {"path": path, "type": "DirectoryOrCreate" if path != "/" else "Directory"},
+                }
                 for volume, path in mounts.items()
             ),
         ],
@@ -525,7 +531,7 @@ def check(state: Observed, wanted: Wanted) -> None:
         )
     if not wanted.server and not wanted.server_url:
         raise K3sError(
-            "the address of the server is not known. Mend: set lab_address of the host in lab_head, or run without --limit"
+            "the server's address is not known. Mend: set lab_address of the host in lab_head, or run without --limit"
         )
     if not state.service.active:
         for port in PORTS[wanted.server]:
@@ -538,8 +544,8 @@ def check(state: Observed, wanted: Wanted) -> None:
     for key in FIXED_KEYS:
         if before and before.get(key) != after.get(key):
             raise K3sError(
-                f"{key} = {after.get(key)}, and this cluster was made with {before.get(key)}, which it keeps. Mend: put "
-                "that back; or run with -e k3s_state=absent first, which takes the cluster away"
+                f"{key} = {after.get(key)}, and this cluster was made with {before.get(key)}, which it keeps. Mend: "
+                "put that back; or run with -e k3s_state=absent first, which takes the cluster away"
             )
     if not wanted.server and not wanted.join_token and state.files.get(JOIN_TOKEN) is None:
         raise K3sError(
@@ -563,7 +569,8 @@ def _check_version(state: Observed, wanted: Wanted) -> None:
         if not wanted.server:
             step += "; or let the node join anew: -e k3s_state=absent --limit this host, then without it"
         raise K3sError(
-            f"k3s {found} is here and k3s_version is {wanted.version}: it takes one minor version at a time. Mend: {step}"
+            f"k3s {found} is here and k3s_version is {wanted.version}: it takes one minor version at a time. "
+            f"Mend: {step}"
         )
     served = numbers(wanted.server_version)
     if served and then > served:
@@ -640,13 +647,11 @@ def _plan_links(state: Observed) -> list[Change]:
 
 
 def _plan_manifests(state: Observed, wanted: Wanted) -> tuple[list[Change], list[Change]]:
-    """Plan what the server applies, and what leaves: that is taken out of the cluster, save a namespace with its pods."""
+    """Plan what the server applies, and what leaves, which is taken out of the cluster, save a namespace."""
     written: list[Change] = []
     removed: list[Change] = []
     wishes = manifests(wanted) if wanted.server else {}
-    there = [
-        path for path, file in state.files.items() if file is not None and path.startswith(f"{MANIFESTS}/labrack-")
-    ]
+    there = [path for path, file in state.files.items() if file and path.startswith(f"{MANIFESTS}/labrack-")]
     for path in sorted(set(there) - set(wishes)):
         namespace = NAMESPACE_FILE.fullmatch(path)
         if namespace:

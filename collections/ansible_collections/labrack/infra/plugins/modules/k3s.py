@@ -301,7 +301,7 @@ class Node:
                 pwd.getpwnam(user)
             except KeyError:
                 raise K3sError(
-                    f"k3s_kubeconfig_readers names {user}, and this node has no such user. Mend: add {user} to lab_users"
+                    f"k3s_kubeconfig_readers names {user}, whom this node does not know. Mend: add {user} to lab_users"
                 ) from None
         fetches = {("install",), ("images",)} & set(steps)
         if fetches:
@@ -426,17 +426,18 @@ class Node:
         for what, name in names.items():
             if name not in sums:
                 raise K3sError(
-                    f"{sums_url} has no line for {name}, so nothing was installed. Mend: see what answers there; a proxy "
-                    "or a mirror that is not whole may"
+                    f"{sums_url} has no line for {name}; nothing was installed. Mend: see what answers there: a proxy "
+                    "may, or a mirror that is not whole"
                 )
             got[what] = folder / name
             found = download(f"{base}/{name}", got[what])
             pinned = str(self.params["artifact_sha256"].get(self.architecture, "")).lower() if what == "k3s" else ""
             if found != sums[name] or (pinned and found != pinned):
-                source = "the release's own sums say" if found != sums[name] else "k3s_artifact_sha256 says"
+                own = found != sums[name]
+                says = f"the release's own sums say {sums[name]}" if own else f"k3s_artifact_sha256 says {pinned}"
                 raise K3sError(
-                    f"{base}/{name} has the SHA-256 {found}, and {source} {sums[name] if found != sums[name] else pinned}; "
-                    "nothing was installed. Mend: look at the mirror; a proxy may answer in its place"
+                    f"{base}/{name} has the SHA-256 {found}, and {says}; nothing was installed. "
+                    "Mend: look at the mirror; a proxy may answer in its place"
                 )
         if program:
             os.chmod(got["k3s"], 0o755)  # noqa: S103
@@ -522,8 +523,8 @@ def download(url: str, target: Path) -> str:
                 file.write(block)
     except urllib.error.HTTPError as error:
         raise K3sError(
-            f"{url}: the server answers {error.code} {error.reason}; nothing was installed. Mend: check k3s_version and "
-            "k3s_artifact_url"
+            f"{url}: the server answers {error.code} {error.reason}; nothing was installed. Mend: check k3s_version "
+            "and k3s_artifact_url"
         ) from None
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
