@@ -611,7 +611,7 @@ def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
     read_at_start = (CONFIG, KUBELET, unit_path(unit), env_path(unit))
     settings: list[Change] = []
     for path in read_at_start:
-        secret = path == env_path(unit) or (path == CONFIG and any(map(SECRET_KEY.search, wanted.settings)))
+        secret = path == env_path(unit) or (path == CONFIG and _has_secret(state, wanted.settings))
         settings += plan_file(path, state.files.get(path), wanted_file(path, wanted, state), "restart", secret=secret)
     if not wanted.server and wanted.join_token:
         wish = wanted_file(JOIN_TOKEN, wanted, state)
@@ -627,9 +627,6 @@ def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
     # before the start: a server applies what it finds, and takes up what comes later
     written, removed = _plan_manifests(state, wanted)
     changes += written
-    if not state.version:
-        # nothing of it is put on a node that shall not have it yet
-        changes = [replace(change, disruption="restart") for change in changes]
     service = plan_service(unit, state.service, "; ".join(why))
     if not state.service.installed:
         service.insert(0, Change(f"service {unit}", "enabled at boot", step=("enable", unit)))
@@ -637,7 +634,17 @@ def _plan_present(state: Observed, wanted: Wanted) -> list[Change]:
     if wanted.server:
         starts = any(change.step[0] == "restart" for change in service)
         changes += _plan_handed_over(state, wanted, "restart" if starts else "none")
+    if not state.version:
+        # nothing of it is put on a node that shall not have it yet
+        changes = [replace(change, disruption="restart") for change in changes]
     return changes
+
+
+def _has_secret(state: Observed, settings: Mapping[str, Any]) -> bool:
+    """Return whether config.yaml holds a secret, now or then."""
+    # the token files' own keys hold paths
+    keys = [key for key in (*settings, *read_config(_text(state, CONFIG))) if key not in OWN_KEYS]
+    return any(map(SECRET_KEY.search, keys))
 
 
 def _plan_links(state: Observed) -> list[Change]:
@@ -705,7 +712,7 @@ def _plan_absent(state: Observed) -> list[Change]:
     paths = (unit_path(unit), env_path(unit), CONFIG, KUBECONFIG, PROFILE)
     readers = [path for path in state.files if path.startswith(f"{READERS}/")]
     for path in (*paths, *sorted(readers)):
-        secret = path not in (unit_path(unit), CONFIG, PROFILE)
+        secret = path not in (unit_path(unit), CONFIG, PROFILE) or (path == CONFIG and _has_secret(state, {}))
         changes += plan_file(path, state.files.get(path), None, ends, secret=secret)
     for path in LINKS:
         if state.links.get(path) == "k3s":
