@@ -79,7 +79,8 @@ class K3sLab:
     def changed_since_mark(self, host: str) -> str:
         """What changed on a host since /run/mark was touched, a run's own traces left out."""
         places = "/etc /usr /opt /var/lib/rancher /var/lib/labrack /var/lib/kubelet"
-        return self.root(f"find {places} -newer /run/mark 2>/dev/null | grep -v /var/lib/labrack/managed || true", host)
+        own = "grep -v -e /var/lib/labrack/managed -e '^/var/lib/labrack$'"
+        return self.root(f"find {places} -newer /run/mark 2>/dev/null | {own} || true", host)
 
 
 @pytest.fixture(scope="module")

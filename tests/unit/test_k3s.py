@@ -158,7 +158,7 @@ def applied(state: Observed, wanted: Wanted, changes: list[Change] | None = None
         elif verb == "join":
             made = files[MADE_TOKEN]
             assert made
-            files[JOIN] = FileState(planner.join_text(found["running"], made.text), "0600")
+            files[JOIN] = FileState(planner.join_text(wanted, made.text), "0600")
         elif verb == "snapshot":
             assert state.database
         elif verb in ("remove", "unapply") and rest[0] == BINARY:
@@ -408,7 +408,7 @@ def test_any_name_makes_a_label(name: str, memory: int) -> None:
         ({}, agent(join_token=""), "no token yet for agents"),
         ({}, agent(server_url=""), "address is not known"),
         ({}, agent(server_version=NEW), "no agent may be newer"),
-        ({"ours": True, "role": "agent"}, server(), "is a agent of k3s"),
+        ({"ours": True, "role": "agent"}, server(), "is the agent of a cluster"),
     ],
 )
 def test_what_keeps_a_node_from_it_is_told_first(changed: dict[str, Any], wanted: Wanted, said: str) -> None:
@@ -456,7 +456,7 @@ def test_server_whose_upgrade_waits_hands_nothing_over() -> None:
 
 def test_agent_that_can_not_ask_the_server_keeps_its_token() -> None:
     state = applied(EMPTY, agent())
-    assert planner.plan(state, agent(join_token="")) == []
+    assert planner.plan(state, agent(join_token="", server_url="")) == []
     assert [change.step for change in planner.plan(state, agent(join_token="other"))] == [
         ("write", JOIN_TOKEN),
         ("restart", "k3s-agent"),

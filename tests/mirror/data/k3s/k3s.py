@@ -174,7 +174,8 @@ def make_authority(name):
     if not (TLS / f"{name}.crt").exists():
         key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(TLS / f"{name}.key")]
         subject = f"/CN=k3s-{name}@{int(time.time())}"
-        openssl("req", "-x509", *key, "-days", "3650", "-subj", subject, "-out", str(TLS / f"{name}.crt"))
+        usage = ["-addext", "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign"]
+        openssl("req", "-x509", *key, *usage, "-days", "3650", "-subj", subject, "-out", str(TLS / f"{name}.crt"))
 
 
 def make_certificate(name, authority, subject, extension):
@@ -182,7 +183,9 @@ def make_certificate(name, authority, subject, extension):
     key, request, extensions = TLS / f"{name}.key", TLS / f"{name}.csr", TLS / f"{name}.ext"
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(key)]
     openssl("req", "-new", *curve, "-subj", subject, "-out", str(request))
-    extensions.write_text(extension + "\n")
+    # without these, Python from 3.13 on trusts none
+    own = "basicConstraints=critical,CA:FALSE\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    extensions.write_text(f"{own}{extension}\n")
     sign = ["-CA", str(TLS / f"{authority}.crt"), "-CAkey", str(TLS / f"{authority}.key"), "-CAcreateserial"]
     more = ["-days", "365", "-extfile", str(extensions), "-out", str(TLS / f"{name}.crt")]
     openssl("x509", "-req", "-in", str(request), *sign, *more)
@@ -484,6 +487,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.status(404, "NotFound", f'{rest[-2] if len(rest) > 1 else rest[0]} "{rest[-1]}" not found')
 
 
+class Web(http.server.ThreadingHTTPServer):
+    """One that says in a line who did not trust it."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        say(f'level=info msg="http: TLS handshake error from {client_address[0]}: {sys.exc_info()[1]}"')
+
+
 def merge(old, new):
     """A JSON merge patch (RFC 7386)."""
     if not isinstance(new, dict) or not isinstance(old, dict):
@@ -560,9 +572,8 @@ def server(version):
     context.load_verify_locations(TLS / "client-ca.crt")
     context.verify_mode = ssl.CERT_OPTIONAL
     Handler.cluster = cluster
-    http.server.ThreadingHTTPServer.daemon_threads = True
     try:
-        web = http.server.ThreadingHTTPServer(("", PORT), Handler)
+        web = Web(("", PORT), Handler)
     except OSError as error:
         fatal(f"Failed to start networking: listen tcp :{PORT}: bind: {error.strerror}")
     web.socket = context.wrap_socket(web.socket, server_side=True, do_handshake_on_connect=False)

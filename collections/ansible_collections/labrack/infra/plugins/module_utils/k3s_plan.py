@@ -215,6 +215,11 @@ def accelerator(name: str, memory_mib: int) -> str:
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
+def server_url(state: Observed, wanted: Wanted) -> str:
+    """Return the address of an agent's server; the one that it has while the server can't be asked."""
+    return wanted.server_url or str(read_config(_text(state, CONFIG)).get("server", ""))
+
+
 def node_labels(state: Observed, wanted: Wanted) -> list[str]:
     """Return the labels of a node with GPUs, none for another; the ones that it has while its cards can't be told."""
     if wanted.gpus.way == "none":
@@ -244,7 +249,7 @@ def config(wanted: Wanted, state: Observed) -> dict[str, Any]:
             }
         )
     else:
-        made.update({"server": wanted.server_url, "token-file": JOIN_TOKEN})
+        made.update({"server": server_url(state, wanted), "token-file": JOIN_TOKEN})
     labels = node_labels(state, wanted)
     if labels:
         made["node-label"] = labels
@@ -520,7 +525,7 @@ def check(state: Observed, wanted: Wanted) -> None:
     role = "server" if wanted.server else "agent"
     if state.ours and state.role not in ("", role):
         raise K3sError(
-            f"this node is a {state.role} of k3s, and the inventory makes it the {role}. Mend: run with "
+            f"this node is the {state.role} of a cluster, and the inventory makes it the {role}. Mend: run with "
             "-e k3s_state=absent --limit this host first; on a server that takes the cluster away"
         )
     if wanted.node_ip not in state.addresses:
@@ -529,7 +534,7 @@ def check(state: Observed, wanted: Wanted) -> None:
             f"k3s_node_ip = {wanted.node_ip or '(none)'} is not an address of this node, which has {have}. Mend: set "
             "k3s_node_ip, or lab_address, to the one by which the other nodes reach it"
         )
-    if not wanted.server and not wanted.server_url:
+    if not wanted.server and not server_url(state, wanted):
         raise K3sError(
             "the server's address is not known. Mend: set lab_address of the host in lab_head, or run without --limit"
         )
@@ -676,7 +681,7 @@ def _plan_handed_over(state: Observed, wanted: Wanted, disruption: str) -> list[
     changes = []
     managed.note("file", JOIN, how=managed.STAT)
     made = _text(state, MADE_TOKEN)
-    if made is None or _text(state, JOIN) != join_text(wanted.version, made):
+    if made is None or _text(state, JOIN) != join_text(wanted, made):
         change = Change(f"file {JOIN}", "what agents join with (not shown)", disruption, step=("join",))
         changes.append(change)
     original = state.files.get(KUBECONFIG)
@@ -690,9 +695,10 @@ def _plan_handed_over(state: Observed, wanted: Wanted, disruption: str) -> list[
     return changes + plan_file(PROFILE, state.files.get(PROFILE), wanted_file(PROFILE, wanted, state))
 
 
-def join_text(version: str, token: str) -> str:
+def join_text(wanted: Wanted, token: str) -> str:
     """Return the file for the agents' runs."""
-    return json.dumps({"version": version, "token": token.strip()}) + "\n"
+    server = f"https://{wanted.node_ip}:{PORTS[True][0]}"
+    return json.dumps({"version": wanted.version, "server": server, "token": token.strip()}) + "\n"
 
 
 def _plan_absent(state: Observed) -> list[Change]:

@@ -392,7 +392,7 @@ class Node:
         token = read_text(planner.MADE_TOKEN)
         if token is None:
             raise K3sError(f"{planner.MADE_TOKEN} is not there. Mend: see journalctl -u k3s")
-        write_file(planner.JOIN, FileState(planner.join_text(self.wanted.version, token), "0600"))
+        write_file(planner.JOIN, FileState(planner.join_text(self.wanted, token), "0600"))
 
     def _unapply(self, path: str) -> None:
         """Take what a file made out of the cluster; k3s keeps that when the file alone goes."""
