@@ -84,11 +84,11 @@ def keys(tree: Path) -> dict[str, Key]:
     return {name: Key(entry["fingerprint"], entry["key"]) for name, entry in index.items()}
 
 
-def up(lab: str, say: Say, tree: Path | None = None) -> Mirror:
+def up(lab: str, say: Say, tree: Path | None = None, *more: Path) -> Mirror:
     """Build the mirror where that wasn't done yet, start it in a running lab's network, and return when it answers.
 
-    ``tree`` is another build than that of :func:`.build.ensure_tree`, as :mod:`.tailnet` makes it. Raises
-    :class:`labrack.testnode.docker.LabError`.
+    ``tree`` is another build than that of :func:`.build.ensure_tree`, as :mod:`.tailnet` makes it, and ``more`` are
+    served beside it. Raises :class:`labrack.testnode.docker.LabError`.
     """
     if docker("network", "inspect", network_name(lab), check=False).returncode != 0:
         raise LabError(f"No lab named {lab} is up. Start one first: the mirror needs its network.")
@@ -108,7 +108,7 @@ def up(lab: str, say: Say, tree: Path | None = None) -> Mirror:
         ROOT,
     )
     try:
-        docker("cp", "-", f"{mirror.container}:/", input=_archive(tree))
+        docker("cp", "-", f"{mirror.container}:/", input=_archive(tree, *more))
         docker("start", mirror.container)
         _await(mirror, answers=True)
     except BaseException:
@@ -180,12 +180,13 @@ def _await(mirror: Mirror, answers: bool) -> None:
         time.sleep(0.1)
 
 
-def _archive(tree: Path) -> bytes:
+def _archive(*trees: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", dereference=True) as archive:
         archive.add(Path(__file__).parent / "data/server.py", f"{ROOT}/server.py")
-        for name in ("tree", "alternates"):
-            archive.add(tree / name, f"{ROOT}/{name}")
+        for tree in trees:
+            for name in ("tree", "alternates"):
+                archive.add(tree / name, f"{ROOT}/{name}")
         info = tarfile.TarInfo(f"{ROOT}/control.json".lstrip("/"))
         info.size = 2
         archive.addfile(info, io.BytesIO(b"{}"))

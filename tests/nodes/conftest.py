@@ -53,6 +53,7 @@ ORDER = (
     "test_gpu_host",
     "test_driver_and_jobs",
     "test_dkms",
+    "test_k3s",
     "test_policy_check",
     "test_headscale_config",
     "test_tailnet",

@@ -14,6 +14,7 @@ from typing import Any
 #: The daemons of each orchestrator that hand out GPUs: the lab's own is no conflict.
 OWN_DAEMONS: Mapping[str, frozenset[str]] = {
     "slurm": frozenset({"slurmd"}),
+    "skypilot": frozenset({"k3s", "k3s-agent", "kubelet"}),
     "skypilot_ssh": frozenset({"k3s", "k3s-agent", "kubelet"}),
     "rke2": frozenset({"rke2-server", "rke2-agent", "kubelet"}),
     "dstack": frozenset({"dstack-shim"}),

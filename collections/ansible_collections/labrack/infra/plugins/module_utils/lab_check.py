@@ -17,6 +17,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.rules_backup import 
 from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_facts, check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_headscale import check_headscale
 from ansible_collections.labrack.infra.plugins.module_utils.rules_host import check_host_facts, check_host_variables
+from ansible_collections.labrack.infra.plugins.module_utils.rules_k3s import check_k3s, check_k3s_facts
 from ansible_collections.labrack.infra.plugins.module_utils.rules_nfs_client import (
     check_nfs_client,
     check_nfs_client_facts,
@@ -62,6 +63,7 @@ LAB_WIDE = (
     "lab_users_locked_jobs",
     "lab_users_registry",
     "lab_users_subids",
+    "k3s_version",
     "slurm_cluster_name",
     "slurm_partitions",
     "slurm_accounts",
@@ -103,6 +105,8 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_nfs_client(host, inventory)]
         for name, value in variables.items():
             findings += [_on(host, finding) for finding in _check_placeholders((name,), name, value)]
+        if _orchestrator(variables) == "skypilot":
+            findings += [_on(host, finding) for finding in check_k3s(host, variables)]
         if _orchestrator(variables) == "slurm":
             findings += [_on(host, finding) for finding in check_slurm(inventory, variables)]
             if any(host in inventory.members(group) for group in SLURM_GROUPS):
@@ -122,6 +126,8 @@ def check_facts(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_tailnet_facts(host, inventory)]
         findings += [_on(host, finding) for finding in check_storage_facts(host, inventory)]
         findings += [_on(host, finding) for finding in check_nfs_client_facts(host, inventory)]
+        if _orchestrator(variables) == "skypilot":
+            findings += [_on(host, finding) for finding in check_k3s_facts(host, variables, facts)]
         if _orchestrator(variables) != "slurm":
             continue
         findings += [_on(host, finding) for finding in _check_system(host, facts)]
