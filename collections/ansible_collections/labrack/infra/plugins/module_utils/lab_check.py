@@ -22,6 +22,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.rules_nfs_client imp
     check_nfs_client_facts,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.rules_power import check_power
+from ansible_collections.labrack.infra.plugins.module_utils.rules_skypilot import check_skypilot, check_skypilot_facts
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
 from ansible_collections.labrack.infra.plugins.module_utils.rules_storage import (
     check_storage,
@@ -89,6 +90,7 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
     findings += _check_addresses(inventory)
     findings += _check_same_everywhere(inventory)
     findings += check_headscale(inventory)
+    findings += check_skypilot(inventory)
     findings += check_backup(inventory)
     findings += check_tailnet_hosts(inventory)
     findings += check_storage_hosts(inventory)
@@ -122,6 +124,7 @@ def check_facts(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_tailnet_facts(host, inventory)]
         findings += [_on(host, finding) for finding in check_storage_facts(host, inventory)]
         findings += [_on(host, finding) for finding in check_nfs_client_facts(host, inventory)]
+        findings += [_on(host, finding) for finding in check_skypilot_facts(host, inventory)]
         if _orchestrator(variables) != "slurm":
             continue
         findings += [_on(host, finding) for finding in _check_system(host, facts)]
