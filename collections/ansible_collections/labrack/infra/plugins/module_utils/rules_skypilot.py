@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_config as config
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Finding, Inventory, shown
 
@@ -47,9 +48,9 @@ def check_skypilot_facts(host: str, inventory: Inventory) -> Iterator[Finding]:
     if host not in servers(inventory) or inventory.hosts[host].get("skypilot_state", "present") != "present":
         return
     memory = inventory.facts[host].get("memory_mib") or 0
-    if 0 < memory < skypilot_plan.LEAST_MEMORY_MIB:
+    if 0 < memory < config.LEAST_MEMORY_MIB:
         problem = f"it has {memory} MiB of memory, too little for the server"
-        mend = f"put the server on a host with {skypilot_plan.LEAST_MEMORY_MIB} MiB or more"
+        mend = f"put the server on a host with {config.LEAST_MEMORY_MIB} MiB or more"
         yield Finding(("host", host), "", problem, mend)
 
 

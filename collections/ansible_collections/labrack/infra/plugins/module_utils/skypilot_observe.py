@@ -19,14 +19,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_config as config
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, owner_name, read_text, run
 from ansible_collections.labrack.infra.plugins.module_utils.node_observe import memory_mib
+from ansible_collections.labrack.infra.plugins.module_utils.skypilot_config import SkypilotError
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_plan import (
     Account,
     Home,
     Observed,
-    SkypilotError,
     Wanted,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import observe_services
@@ -52,11 +53,11 @@ def ask(method: str, path: str, body: Any = None, password: str = "", timeout: f
     """Ask the server, as its admin with ``password``, or as this host itself without; Refused for no good answer."""
     headers = {"Content-Type": "application/json"}
     if password:
-        pair = base64.b64encode(f"{planner.ADMIN}:{password}".encode()).decode()
+        pair = base64.b64encode(f"{config.ADMIN}:{password}".encode()).decode()
         # without the second, loopback needs no password, and then has no name either
         headers.update({"Authorization": f"Basic {pair}", "X-Forwarded-For": "127.0.0.1"})
     for attempt in range(TRIES):
-        connection = http.client.HTTPConnection("127.0.0.1", planner.PORT, timeout=timeout)
+        connection = http.client.HTTPConnection("127.0.0.1", config.PORT, timeout=timeout)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
@@ -114,9 +115,9 @@ def observe_home(name: str) -> Home:
             file = observe_file(os.path.join(entry.pw_dir, CLIENT), MOST)
     except (KeyError, OSError):
         return Home()
-    endpoint, token = planner.server_in(file.text if file else None)
+    endpoint, token = config.server_in(file.text if file else None)
     closed = file is not None and file.mode == "0600" and file.owner == name
-    return Home(True, file.text if file else None, closed, planner.digest(token), endpoint)
+    return Home(True, file.text if file else None, closed, config.digest(token), endpoint)
 
 
 def write_home(name: str, files: Mapping[str, str]) -> None:
@@ -187,9 +188,9 @@ def listening(root: str = "/proc/net") -> dict[int, str]:
 
 def environments() -> tuple[frozenset[str], frozenset[str], str]:
     """Return the names of whole environments, of those that were tried in vain, and of the one in use."""
-    whole = {os.path.basename(os.path.dirname(path)) for path in glob.glob(f"{planner.OPT}/*/{planner.COMPLETE}")}
-    tried = {os.path.basename(os.path.dirname(path)) for path in glob.glob(f"{planner.OPT}/*/{planner.FAILED}")}
-    current = os.path.basename(os.path.realpath(planner.CURRENT)) if os.path.islink(planner.CURRENT) else ""
+    whole = {os.path.basename(os.path.dirname(path)) for path in glob.glob(f"{config.OPT}/*/{config.COMPLETE}")}
+    tried = {os.path.basename(os.path.dirname(path)) for path in glob.glob(f"{config.OPT}/*/{config.FAILED}")}
+    current = os.path.basename(os.path.realpath(config.CURRENT)) if os.path.islink(config.CURRENT) else ""
     return frozenset(whole - {"current"}), frozenset(tried - {"current"}), current if current in whole else ""
 
 
@@ -197,14 +198,14 @@ def certificate_holds(wanted: Wanted) -> bool:
     """Return whether the server's certificate is the host's own, for the wanted names, for a month to come."""
     if wanted.tls_cert:
         return True
-    checked = run(["openssl", "verify", "-CAfile", planner.CA, planner.CERT])
-    ends = run(["openssl", "x509", "-in", planner.CERT, "-noout", "-checkend", str(30 * 86400)])
-    shown = run(["openssl", "x509", "-in", planner.CERT, "-noout", "-ext", "subjectAltName"])
+    checked = run(["openssl", "verify", "-CAfile", config.CA, config.CERT])
+    ends = run(["openssl", "x509", "-in", config.CERT, "-noout", "-checkend", str(30 * 86400)])
+    shown = run(["openssl", "x509", "-in", config.CERT, "-noout", "-ext", "subjectAltName"])
     names = {part.strip().partition(":")[2] for part in shown.out.replace("\n", ",").split(",") if ":" in part}
-    trust = planner.TRUST[wanted.family][0]
-    authority = read_text(planner.CA)
-    whole = authority is not None and read_text(trust) == authority and os.path.exists(planner.CA_KEY)
-    key = os.path.exists(planner.CERT_KEY) and stat.S_IMODE(os.stat(planner.CERT_KEY).st_mode) == 0o640
+    trust = config.TRUST[wanted.family][0]
+    authority = read_text(config.CA)
+    whole = authority is not None and read_text(trust) == authority and os.path.exists(config.CA_KEY)
+    key = os.path.exists(config.CERT_KEY) and stat.S_IMODE(os.stat(config.CERT_KEY).st_mode) == 0o640
     return not (checked.rc or ends.rc) and whole and key and {_plain(one) for one in wanted.sans} <= names
 
 
@@ -236,9 +237,9 @@ def look(wanted: Wanted, sources: Iterable[str] = ()) -> Observed:
     """Read the host; ``sources`` are further files that the plan needs."""
     own = [
         *planner.wanted_files(wanted),
-        *(planner.CA, planner.CA_KEY, planner.CERT, planner.CERT_KEY, planner.ADMIN_PASSWORD, planner.AUTHORIZED),
-        *(planner.PEOPLE, planner.RECORD, planner.TRUST[wanted.family][0], planner.KUBECONFIG, planner.SLURM_CONFIG),
-        *(planner.POOLS, planner.POLICY_SETTINGS, planner.SUDOERS, wanted.tls_cert, wanted.tls_key, *sources),
+        *(config.CA, config.CA_KEY, config.CERT, config.CERT_KEY, config.ADMIN_PASSWORD, config.AUTHORIZED),
+        *(config.PEOPLE, config.RECORD, config.TRUST[wanted.family][0], config.KUBECONFIG, config.SLURM_CONFIG),
+        *(config.POOLS, config.POLICY_SETTINGS, config.SUDOERS, wanted.tls_cert, wanted.tls_key, *sources),
     ]
     paths = [path for path in dict.fromkeys(own) if path]
     files, written = {}, {}
@@ -247,24 +248,24 @@ def look(wanted: Wanted, sources: Iterable[str] = ()) -> Observed:
             files[path] = observe_file(path)
             if files[path] is not None:
                 written[path] = os.stat(path).st_mtime
-    units = [planner.SERVER, planner.PROXY, planner.GUARD_SERVICE, "nginx"]
+    units = [config.SERVER, config.PROXY, config.GUARD_SERVICE, "nginx"]
     services = observe_services(units)
     whole, tried, current = environments()
-    people = files[planner.PEOPLE]
+    people = files[config.PEOPLE]
     made = planner.read_people(people.text if people else None)
     found_health: dict[str, Any] = {}
     found_accounts = found_tokens = None
     works: bool | None = None
-    password = files[planner.ADMIN_PASSWORD]
-    if services[planner.SERVER].active and wanted.present:
+    password = files[config.ADMIN_PASSWORD]
+    if services[config.SERVER].active and wanted.present:
         found_health = health()
         found_accounts = accounts() if found_health else None
         if found_accounts is not None:
-            found_tokens = tokens(password.text.strip()) if password and planner.ADMIN in found_accounts else None
+            found_tokens = tokens(password.text.strip()) if password and config.ADMIN in found_accounts else None
             works = found_tokens is not None
-    users = (planner.USER, planner.PROXY_USER, planner.SUBMIT_USER)
+    users = (config.USER, config.PROXY_USER, config.SUBMIT_USER)
     names = {*made, *(person.name for person in wanted.people)}
-    key = (read_text(f"{planner.KEY}.pub") or "").strip() if os.path.exists(planner.KEY) else ""
+    key = (read_text(f"{config.KEY}.pub") or "").strip() if os.path.exists(config.KEY) else ""
     table = run(["nft", "list", "table", "inet", "labrack_skypilot"])
     return Observed(
         files=files,
@@ -277,7 +278,7 @@ def look(wanted: Wanted, sources: Iterable[str] = ()) -> Observed:
         current=current,
         services=services,
         health=found_health,
-        has_database=os.path.exists(f"{planner.HOME}/.sky/state.db"),
+        has_database=os.path.exists(f"{config.HOME}/.sky/state.db"),
         accounts=found_accounts,
         tokens=found_tokens,
         made=made,
@@ -286,7 +287,7 @@ def look(wanted: Wanted, sources: Iterable[str] = ()) -> Observed:
         certificate=certificate_holds(wanted) if wanted.present else False,
         key=key,
         admin_works=works,
-        opt=os.path.isdir(planner.OPT),
-        home=os.path.isdir(planner.HOME),
+        opt=os.path.isdir(config.OPT),
+        home=os.path.isdir(config.HOME),
         guarded=table.rc == 0,
     )

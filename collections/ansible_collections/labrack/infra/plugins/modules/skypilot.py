@@ -63,7 +63,7 @@ options:
     type: list
     elements: dict
     default: []
-    options:
+    suboptions:
       name:
         description: The name, which is that of the Unix user.
         type: str
@@ -178,6 +178,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_config as config
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_observe as observe
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
@@ -191,12 +192,11 @@ from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
     run,
     write_file,
 )
+from ansible_collections.labrack.infra.plugins.module_utils.skypilot_config import Person, SkypilotError
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_observe import Refused, ask
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_plan import (
     Made,
     Observed,
-    Person,
-    SkypilotError,
     Wanted,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_units import SERVER_UNIT
@@ -242,31 +242,31 @@ ARGUMENT_SPEC: dict[str, Any] = {
 #: Seconds for pip to fetch and install everything, and for a server to come up on a machine that has much to do.
 INSTALL_TIMEOUT, HEALTH_TIMEOUT = 1800.0, 240.0
 NOLOGIN = "/usr/sbin/nologin"
-AS_SERVER = ("setpriv", f"--reuid={planner.USER}", f"--regid={planner.USER}", "--clear-groups")
+AS_SERVER = ("setpriv", f"--reuid={config.USER}", f"--regid={config.USER}", "--clear-groups")
 
 
 def read_wanted(params: dict[str, Any]) -> Wanted:
     """Return what the parameters want; SkypilotError for what can't be."""
     if params["state"] == "absent":
-        examples = planner.example_tasks(params["examples"], params["gpu_types"], False)
-        clouds = planner.infrastructure({"clouds": params["infra"].get("clouds")}, "")
+        examples = config.example_tasks(params["examples"], params["gpu_types"], False)
+        clouds = config.infrastructure({"clouds": params["infra"].get("clouds")}, "")
         return Wanted(
             False, params["purge"], params["family"], infrastructure=clouds, examples=examples, python=params["python"]
         )
     found = list(planner.problems(params))
     if found:
         raise SkypilotError("\n".join(map(str, found)))
-    infra, people = params["infra"], planner.people_of(params["users"], params["lab_users"])
+    infra, people = params["infra"], config.people_of(params["users"], params["lab_users"])
     name = socket.gethostname()
     address = params["address"] or name
     contexts = infra.get("kubernetes") or ()
     texts = {str(one["kubeconfig"]): read_text(str(one["kubeconfig"])) for one in contexts}
-    kubeconfig = planner.merged_kubeconfig(contexts, texts) if contexts else ""
+    kubeconfig = config.merged_kubeconfig(contexts, texts) if contexts else ""
     slurm = infra.get("slurm") or ()
     policy = params["policy"] if params["policy_files"] else ""
     return Wanted(
         family=params["family"],
-        version=planner.version_of(params["requirements"]),
+        version=config.version_of(params["requirements"]),
         requirements=params["requirements"],
         python=params["python"],
         address=address,
@@ -276,13 +276,13 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
         tls_key=params["tls_key"],
         memory_max=params["memory_max"],
         people=people,
-        config=planner.config_tree(infra, people, params["mounts"], policy, params["settings"]),
-        infrastructure=planner.infrastructure(infra, kubeconfig),
-        examples=planner.example_tasks(params["examples"], params["gpu_types"], bool(slurm)),
+        config=config.config_tree(infra, people, params["mounts"], policy, params["settings"]),
+        infrastructure=config.infrastructure(infra, kubeconfig),
+        examples=config.example_tasks(params["examples"], params["gpu_types"], bool(slurm)),
         local_slurm=any(not one.get("host") for one in slurm),
         needs_key=bool(slurm),
         policy=policy,
-        policy_settings=planner.policy_settings(people, params["mounts"], params["policy_settings"]),
+        policy_settings=config.policy_settings(people, params["mounts"], params["policy_settings"]),
         policy_digest=json.dumps(params["policy_files"], sort_keys=True) if policy else "",
         installed=tuple(params["installed"]),
         nginx_was="nginx" not in params["installed"],
@@ -310,7 +310,7 @@ class Host:
     def apply(self, changes: list[Change]) -> None:
         """Make the changes in order; what SkyPilot would refuse is found before its files are touched."""
         steps = [change.step for change in changes]
-        judged = {planner.CONFIG, *self.wanted.infrastructure, *self.wanted.examples}
+        judged = {config.CONFIG, *self.wanted.infrastructure, *self.wanted.examples}
         to_judge = any(step[:1] == ("write",) and step[1] in judged for step in steps)
         if to_judge and self.wanted.environment in self.seen.environments:
             self.validate()
@@ -342,8 +342,8 @@ class Host:
         elif verb == "remove":
             with observe.owning(rest[0]):
                 remove_file(rest[0])
-            if rest[0] == planner.TRUST[self.wanted.family][0]:
-                run(list(planner.TRUST[self.wanted.family][1]))
+            if rest[0] == config.TRUST[self.wanted.family][0]:
+                run(list(config.TRUST[self.wanted.family][1]))
         elif verb in ("enable", "disable", "restart", "reload"):
             self._act(verb, rest[0])
         else:
@@ -355,27 +355,27 @@ class Host:
             act("stop", unit)
             run(["systemctl", "reset-failed", f"{unit}.service"])
         act(verb, unit)
-        if verb == "restart" and unit == planner.SERVER:
+        if verb == "restart" and unit == config.SERVER:
             self._healthy(self.wanted.version)
 
     def _write(self, path: str) -> None:
         file = self.files.get(path)
-        if path == planner.AUTHORIZED:
-            public = (read_text(f"{planner.KEY}.pub") or "").strip()
+        if path == config.AUTHORIZED:
+            public = (read_text(f"{config.KEY}.pub") or "").strip()
             line = f'restrict,port-forwarding,pty,from="127.0.0.1,::1" {public}\n'
-            file = FileState(line, "0600", planner.SUBMIT_USER, planner.SUBMIT_USER)
-        elif path == planner.CERT:
+            file = FileState(line, "0600", config.SUBMIT_USER, config.SUBMIT_USER)
+        elif path == config.CERT:
             file = FileState(read_text(self.wanted.tls_cert) or "")
-        elif path == planner.CERT_KEY:
-            file = FileState(read_text(self.wanted.tls_key) or "", "0640", "root", planner.PROXY_USER)
-        elif path == planner.RECORD:
+        elif path == config.CERT_KEY:
+            file = FileState(read_text(self.wanted.tls_key) or "", "0640", "root", config.PROXY_USER)
+        elif path == config.RECORD:
             file = planner.record_file(self.first or self.seen, self.wanted)
         if file is None:
             raise SkypilotError(f"nothing is known to be written to {path}")
-        if path == planner.SUDOERS:
+        if path == config.SUDOERS:
             self._check_sudoers(file)
         if path.startswith("/etc/labrack"):
-            os.makedirs(planner.ETC, mode=0o755, exist_ok=True)
+            os.makedirs(config.ETC, mode=0o755, exist_ok=True)
         with observe.owning(path):
             os.makedirs(os.path.dirname(path), mode=0o700 if planner.owner(path) else 0o755, exist_ok=True)
             write_file(path, file)
@@ -387,36 +387,36 @@ class Host:
             draft.flush()
             done = run(["visudo", "-cf", draft.name])
         if done.rc:
-            raise SkypilotError(f"sudo refuses {planner.SUDOERS}: {said(done)}")
+            raise SkypilotError(f"sudo refuses {config.SUDOERS}: {said(done)}")
 
     # --- users, environment, certificate ---
 
     def _user(self, name: str) -> None:
-        home = {planner.USER: planner.HOME, planner.SUBMIT_USER: planner.SUBMIT_HOME}.get(name, "/nonexistent")
-        shell = "/bin/bash" if name == planner.SUBMIT_USER else NOLOGIN
+        home = {config.USER: config.HOME, config.SUBMIT_USER: config.SUBMIT_HOME}.get(name, "/nonexistent")
+        shell = "/bin/bash" if name == config.SUBMIT_USER else NOLOGIN
         told = ["--system", "--user-group", "--no-create-home", "--home-dir", home, "--shell", shell, name]
         expect(run(["useradd", *told]), f"user {name}")
         if home != "/nonexistent":
-            folders = {planner.USER: [".sky", ".ssh", ".kube", ".slurm"], planner.SUBMIT_USER: [".ssh"]}[name]
+            folders = {config.USER: [".sky", ".ssh", ".kube", ".slurm"], config.SUBMIT_USER: [".ssh"]}[name]
             for path in [home, *(os.path.join(home, folder) for folder in folders)]:
                 os.makedirs(path, mode=0o700, exist_ok=True)
                 os.chmod(path, 0o700)
             own_tree(home, name)
 
     def _key(self) -> None:
-        comment = f"{planner.USER}@{os.uname().nodename}"
-        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", planner.KEY]
-        with observe.owning(planner.KEY):
-            os.makedirs(os.path.dirname(planner.KEY), mode=0o700, exist_ok=True)
-            remove_file(planner.KEY)
-            remove_file(f"{planner.KEY}.pub")
-        expect(run([*AS_SERVER, *keygen]), f"key {planner.KEY}")
+        comment = f"{config.USER}@{os.uname().nodename}"
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", config.KEY]
+        with observe.owning(config.KEY):
+            os.makedirs(os.path.dirname(config.KEY), mode=0o700, exist_ok=True)
+            remove_file(config.KEY)
+            remove_file(f"{config.KEY}.pub")
+        expect(run([*AS_SERVER, *keygen]), f"key {config.KEY}")
 
     def _venv(self, name: str) -> None:
         """Make an environment, show that SkyPilot runs in it, and only then say that it is whole."""
-        place = os.path.join(planner.OPT, name)
+        place = os.path.join(config.OPT, name)
         shutil.rmtree(place, ignore_errors=True)
-        os.makedirs(planner.OPT, mode=0o755, exist_ok=True)
+        os.makedirs(config.OPT, mode=0o755, exist_ok=True)
         before = os.umask(0o022)
         try:
             with tempfile.TemporaryDirectory(prefix="labrack-") as home:
@@ -446,22 +446,22 @@ class Host:
                 os.makedirs(package, exist_ok=True)
                 with open(os.path.join(package, os.path.basename(file)), "w", encoding="utf-8") as stream:
                     stream.write(text if text.endswith("\n") else text + "\n")
-            with open(os.path.join(place, planner.COMPLETE), "w", encoding="utf-8"):
+            with open(os.path.join(place, config.COMPLETE), "w", encoding="utf-8"):
                 pass
         finally:
             os.umask(before)
 
     def validate(self) -> None:
         """Let SkyPilot itself read what is to be written, as its user, away from its home; SkypilotError if refused."""
-        names = {planner.CONFIG: "config.yaml", planner.POOLS: "pools.yaml", planner.SLURM_CONFIG: "slurm"}
-        names[planner.KUBECONFIG] = "kube"
+        names = {config.CONFIG: "config.yaml", config.POOLS: "pools.yaml", config.SLURM_CONFIG: "slurm"}
+        names[config.KUBECONFIG] = "kube"
         names.update({path: f"example-{os.path.basename(path)}" for path in self.wanted.examples})
         files = {name: self.files[path].text for path, name in names.items() if path in self.files}
-        python = f"{planner.OPT}/{self.wanted.environment}/bin/python"
+        python = f"{config.OPT}/{self.wanted.environment}/bin/python"
         with tempfile.TemporaryDirectory(prefix="labrack-") as home:
             os.chmod(home, 0o700)
-            shutil.chown(home, planner.USER, planner.USER)
-            quiet = {"HOME": home, "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "USER": planner.USER}
+            shutil.chown(home, config.USER, config.USER)
+            quiet = {"HOME": home, "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "USER": config.USER}
             done = run([*AS_SERVER, python, "-c", planner.VALIDATE], json.dumps(files), 180.0, quiet)
         if done.rc:
             raise SkypilotError(
@@ -470,20 +470,20 @@ class Host:
             )
 
     def _ca(self) -> None:
-        os.makedirs(planner.ETC, mode=0o755, exist_ok=True)
+        os.makedirs(config.ETC, mode=0o755, exist_ok=True)
         subject = f"/CN=labrack SkyPilot authority of {os.uname().nodename}"
         told = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650"]
         with private():
             made = run(
-                ["openssl", "req", "-x509", *told, "-subj", subject, "-keyout", planner.CA_KEY, "-out", planner.CA]
+                ["openssl", "req", "-x509", *told, "-subj", subject, "-keyout", config.CA_KEY, "-out", config.CA]
             )
-        expect(made, f"authority {planner.CA}")
-        os.chmod(planner.CA_KEY, 0o600)
-        os.chmod(planner.CA, 0o644)
+        expect(made, f"authority {config.CA}")
+        os.chmod(config.CA_KEY, 0o600)
+        os.chmod(config.CA, 0o644)
 
     def _trust(self) -> None:
-        path, command, _bundle = planner.TRUST[self.wanted.family]
-        write_file(path, FileState(read_text(planner.CA) or ""))
+        path, command, _bundle = config.TRUST[self.wanted.family]
+        write_file(path, FileState(read_text(config.CA) or ""))
         expect(run(list(command)), command[0])
 
     def _cert(self) -> None:
@@ -496,19 +496,19 @@ class Host:
             curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
             subject = f"/CN={self.wanted.sans[0][:60]}"
             expect(run(["openssl", "req", *curve, "-subj", subject, "-keyout", key, "-out", request]), "certificate")
-            sign = ["-CA", planner.CA, "-CAkey", planner.CA_KEY, "-set_serial", str(secrets.randbits(120)), "-days"]
+            sign = ["-CA", config.CA, "-CAkey", config.CA_KEY, "-set_serial", str(secrets.randbits(120)), "-days"]
             told = ["openssl", "x509", "-req", "-in", request, *sign, "820", "-extfile", extra, "-out", made]
             expect(run(told), "certificate")
-            write_file(planner.CERT_KEY, FileState(read_text(key) or "", "0640", "root", planner.PROXY_USER))
-            write_file(planner.CERT, FileState(read_text(made) or ""))
+            write_file(config.CERT_KEY, FileState(read_text(key) or "", "0640", "root", config.PROXY_USER))
+            write_file(config.CERT, FileState(read_text(made) or ""))
 
     # --- the server ---
 
     def _link(self, name: str) -> None:
-        draft = f"{planner.CURRENT}.new"
+        draft = f"{config.CURRENT}.new"
         remove_file(draft)
         os.symlink(name, draft)
-        os.rename(draft, planner.CURRENT)
+        os.rename(draft, config.CURRENT)
 
     def _switch(self, name: str) -> None:
         self._link(name)
@@ -523,7 +523,7 @@ class Host:
             if time.monotonic() > deadline:
                 break
             time.sleep(1)
-        log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={planner.SERVER}"])
+        log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={config.SERVER}"])
         what = f"says that it is {found.get('version')}, {found.get('status')}" if found else "does not answer"
         raise ServiceError(f"SkyPilot {version} {what} {HEALTH_TIMEOUT:g} s after its start; its log ends: {log.out}")
 
@@ -531,32 +531,32 @@ class Host:
         """Go over to another environment, with a copy of the database; back to the old one if it does not come up."""
         first = self.first or self.seen
         old = first.current
-        act("stop", planner.SERVER)
+        act("stop", config.SERVER)
         save_databases()
         try:
             self._link(name)
-            act("start", planner.SERVER)
+            act("start", config.SERVER)
             self._healthy(self.wanted.version)
         except ServiceError as error:
-            run(["systemctl", "stop", planner.SERVER])
+            run(["systemctl", "stop", config.SERVER])
             restore_databases()
             self._link(old)
             # the old version may not know what the new one's configuration says
-            for path in (planner.CONFIG, SERVER_UNIT, *self.wanted.infrastructure):
+            for path in (config.CONFIG, SERVER_UNIT, *self.wanted.infrastructure):
                 file = first.files.get(path)
                 if file is not None:
                     with observe.owning(path):
                         write_file(path, file)
             daemon_reload()
-            with open(os.path.join(planner.OPT, name, planner.FAILED), "w", encoding="utf-8"):
+            with open(os.path.join(config.OPT, name, config.FAILED), "w", encoding="utf-8"):
                 pass
-            act("start", planner.SERVER)
+            act("start", config.SERVER)
             before = old.rpartition("-")[0]
             self._healthy(before)
             raise SkypilotError(
                 f"SkyPilot {self.wanted.version} did not come up, so {before} and its database are back: {error}"
             ) from None
-        for path in glob.glob(f"{planner.OPT}/*/{planner.COMPLETE}"):
+        for path in glob.glob(f"{config.OPT}/*/{config.COMPLETE}"):
             place = os.path.dirname(path)
             if os.path.basename(place) not in (name, old, "current"):
                 shutil.rmtree(place, ignore_errors=True)
@@ -568,16 +568,16 @@ class Host:
 
     @staticmethod
     def _password() -> str:
-        return (read_text(planner.ADMIN_PASSWORD) or "").strip()
+        return (read_text(config.ADMIN_PASSWORD) or "").strip()
 
     def _admin(self) -> None:
         password = self._password()
         if not password:
             password = secrets.token_urlsafe(24)
-            write_file(planner.ADMIN_PASSWORD, FileState(f"{password}\n", "0600"))
-        account = known().get(planner.ADMIN)
+            write_file(config.ADMIN_PASSWORD, FileState(f"{password}\n", "0600"))
+        account = known().get(config.ADMIN)
         if account is None:
-            ask("POST", "/users/create", {"username": planner.ADMIN, "password": password, "role": "admin"})
+            ask("POST", "/users/create", {"username": config.ADMIN, "password": password, "role": "admin"})
         else:
             ask("POST", "/users/update", {"user_id": account.number, "password": password, "role": "admin"})
 
@@ -599,35 +599,35 @@ class Host:
         ask("POST", "/users/update", {"user_id": known()[name].number, "role": self._person(name).role})
 
     def _token_role(self, name: str) -> None:
-        token = (observe.tokens(self._password()) or {})[name + planner.CLI].token
+        token = (observe.tokens(self._password()) or {})[name + config.CLI].token
         body = {"token_id": token, "role": self._person(name).role}
         ask("POST", "/users/service-account-tokens/update-role", body, self._password())
 
     def _token(self, name: str) -> None:
         """Make a token, or another in the place of one that the home no longer has, and hand it over."""
         password, person = self._password(), self._person(name)
-        found = (observe.tokens(password) or {}).get(name + planner.CLI)
+        found = (observe.tokens(password) or {}).get(name + config.CLI)
         place = "/users/service-account-tokens"
         if found:
             answer = ask("POST", f"{place}/rotate", {"token_id": found.token, "expires_in_days": 0}, password)
         else:
-            body = {"token_name": name + planner.CLI, "expires_in_days": 0, "role": person.role}
+            body = {"token_name": name + config.CLI, "expires_in_days": 0, "role": person.role}
             answer = ask("POST", place, body, password)
         token = str(answer["token"])
         self._hand_over(name, token)
-        self._note(name, Made(str(answer["token_id"]), planner.digest(token)))
+        self._note(name, Made(str(answer["token_id"]), config.digest(token)))
         if not found:
             # older servers give every service account the role of whoever made it
-            made = (observe.tokens(password) or {})[name + planner.CLI]
+            made = (observe.tokens(password) or {})[name + config.CLI]
             if made.role != person.role:
                 self._token_role(name)
 
     def _home(self, name: str) -> None:
-        self._hand_over(name, planner.server_in(observe.observe_home(name).config)[1])
+        self._hand_over(name, config.server_in(observe.observe_home(name).config)[1])
 
     def _hand_over(self, name: str, token: str) -> None:
         try:
-            text = planner.with_server(observe.observe_home(name).config, self.wanted.endpoint, token)
+            text = config.with_server(observe.observe_home(name).config, self.wanted.endpoint, token)
         except SkypilotError as error:
             raise SkypilotError(f"user {name}: {error}") from None
         observe.write_home(name, {"config.yaml": text})
@@ -635,7 +635,7 @@ class Host:
     def _drop(self, name: str) -> None:
         """Take an account away; one that still has machines is locked, for an admin to end them."""
         password = self._password()
-        token = (observe.tokens(password) or {}).get(name + planner.CLI)
+        token = (observe.tokens(password) or {}).get(name + config.CLI)
         account = known().get(name)
         self._logout(name)
         made = self._made()
@@ -648,7 +648,7 @@ class Host:
         except Refused as error:
             if error.status != 400:
                 raise
-            if token and name + planner.CLI in (observe.tokens(password) or {}):
+            if token and name + config.CLI in (observe.tokens(password) or {}):
                 # a token that nobody has
                 body = {"token_id": token.token, "expires_in_days": 0}
                 ask("POST", "/users/service-account-tokens/rotate", body, password)
@@ -660,13 +660,13 @@ class Host:
     def _logout(self, name: str) -> None:
         home = observe.observe_home(name)
         if home.there and home.config is not None and home.endpoint:
-            observe.write_home(name, {"config.yaml": planner.without_server(home.config)})
+            observe.write_home(name, {"config.yaml": config.without_server(home.config)})
         with contextlib.suppress(OSError, KeyError), observe.acting_as(name):
             remove_file(os.path.join(pwd.getpwnam(name).pw_dir, ".sky/dashboard-password"))
 
     @staticmethod
     def _made() -> dict[str, Made]:
-        return planner.read_people(read_text(planner.PEOPLE))
+        return planner.read_people(read_text(config.PEOPLE))
 
     def _note(self, name: str, made: Made) -> None:
         everybody = self._made()
@@ -675,8 +675,8 @@ class Host:
 
     @staticmethod
     def _store(made: dict[str, Made]) -> None:
-        os.makedirs(os.path.dirname(planner.PEOPLE), mode=0o700, exist_ok=True)
-        write_file(planner.PEOPLE, FileState(planner.people_text(made), "0600"))
+        os.makedirs(os.path.dirname(config.PEOPLE), mode=0o700, exist_ok=True)
+        write_file(config.PEOPLE, FileState(planner.people_text(made), "0600"))
 
     # --- the way back ---
 
@@ -690,13 +690,13 @@ class Host:
         # 6: it is not there any more (userdel(8))
         if done.rc not in (0, 6):
             raise SkypilotError(f"userdel {name} failed: {said(done)}. Mend: end its processes")
-        if name == planner.SUBMIT_USER:
-            shutil.rmtree(planner.SUBMIT_HOME, ignore_errors=True)
+        if name == config.SUBMIT_USER:
+            shutil.rmtree(config.SUBMIT_HOME, ignore_errors=True)
 
     def _tidy(self) -> None:
         if self.wanted.examples:
             remove_empty(os.path.dirname(next(iter(self.wanted.examples))))
-        for path in (planner.ETC, os.path.dirname(planner.ETC), os.path.dirname(planner.PEOPLE)):
+        for path in (config.ETC, os.path.dirname(config.ETC), os.path.dirname(config.PEOPLE)):
             remove_empty(path)
 
 
@@ -712,10 +712,10 @@ def private() -> Any:
 
 def save_databases() -> None:
     """Copy the databases of a server that is stopped, by SQLite's own way, with what is in their journals."""
-    with observe.acting_as(planner.USER), private():
-        shutil.rmtree(planner.BACKUPS, ignore_errors=True)
+    with observe.acting_as(config.USER), private():
+        shutil.rmtree(config.BACKUPS, ignore_errors=True)
         for path in databases():
-            copy = os.path.join(planner.BACKUPS, os.path.relpath(path, f"{planner.HOME}/.sky"))
+            copy = os.path.join(config.BACKUPS, os.path.relpath(path, f"{config.HOME}/.sky"))
             os.makedirs(os.path.dirname(copy), mode=0o700, exist_ok=True)
             with (
                 contextlib.closing(sqlite3.connect(path)) as source,
@@ -726,9 +726,9 @@ def save_databases() -> None:
 
 def restore_databases() -> None:
     """Put the copies back, and take away what came after them."""
-    with observe.acting_as(planner.USER), private():
+    with observe.acting_as(config.USER), private():
         for path in databases():
-            copy = os.path.join(planner.BACKUPS, os.path.relpath(path, f"{planner.HOME}/.sky"))
+            copy = os.path.join(config.BACKUPS, os.path.relpath(path, f"{config.HOME}/.sky"))
             for journal in (f"{path}-wal", f"{path}-shm"):
                 remove_file(journal)
             if os.path.exists(copy):
@@ -739,7 +739,7 @@ def restore_databases() -> None:
 
 def databases() -> list[str]:
     """Return the server's databases."""
-    found = glob.glob(f"{planner.HOME}/.sky/*.db") + glob.glob(f"{planner.HOME}/.sky/*/*.db")
+    found = glob.glob(f"{config.HOME}/.sky/*.db") + glob.glob(f"{config.HOME}/.sky/*/*.db")
     return sorted(path for path in found if os.path.isfile(path) and not os.path.islink(path))
 
 
@@ -789,8 +789,8 @@ def main() -> None:
         def extra(state: Observed) -> dict[str, Any]:
             # what SkyPilot would refuse is said in check mode too, where it is there to ask
             if module.check_mode and wanted.present and wanted.environment in state.environments:
-                found = observe_file(planner.CONFIG)
-                if found is None or found.text != host.files[planner.CONFIG].text:
+                found = observe_file(config.CONFIG)
+                if found is None or found.text != host.files[config.CONFIG].text:
                     host.validate()
             packages = [] if wanted.present else planner.recorded(host.first or state)
             return {"endpoint": wanted.endpoint, "public_key": state.key, "packages": packages}
