@@ -58,6 +58,7 @@ ORDER = (
     "test_tailnet",
     "test_demo_tailnet",
     "test_gitops",
+    "test_skypilot",
     "test_molecule",
 )
 A100 = GpuSpec(

@@ -296,6 +296,12 @@ def test_the_pin_is_read_and_has_sums() -> None:
         files.version_of("sky==1.0\n")
 
 
+def test_what_comes_as_source_is_built_last() -> None:
+    wheels, source = planner.split_sources(PINNED)
+    assert source.startswith("python-hostlist==") and source.count("==") == 1 and "--hash=sha256:" in source
+    assert "python-hostlist" not in wheels and len(wheels) + len(source) == len(PINNED)
+
+
 # --- kubeconfig ---
 
 SCALARS = st.one_of(st.booleans(), st.none(), st.from_regex(r"[A-Za-z][A-Za-z0-9+/=.-]{0,20}", fullmatch=True))

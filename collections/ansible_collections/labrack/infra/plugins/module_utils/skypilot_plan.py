@@ -79,6 +79,9 @@ from ansible_collections.labrack.infra.plugins.module_utils.skypilot_units impor
 )
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
 
+#: What is on no index as a wheel.
+SOURCES = ("python-hostlist==",)
+
 #: Run in the server's own environment, as its user, with a scratch HOME: what the server would refuse is refused here.
 VALIDATE = """
 import json, os, sys
@@ -182,7 +185,8 @@ class Wanted:
 class Home:
     """A user's home as seen by that user: is it there, the client's configuration, and whether it is closed to others.
 
-    ``token`` is the SHA-256 of the token in the configuration, "" for none.
+    ``token`` is the SHA-256 of the token in the configuration, "" for none. ``uv`` says that uv is where SkyPilot looks
+    for it.
     """
 
     there: bool = False
@@ -190,6 +194,7 @@ class Home:
     closed: bool = False
     token: str = ""
     endpoint: str = ""
+    uv: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,10 +219,11 @@ class Account:
 class Observed:
     """The host as it is.
 
-    ``accounts`` and ``services`` are the server's, None while it doesn't answer. ``environments`` are whole ones,
-    ``current`` the one in use; ``failed`` were tried. ``health`` is what ``/api/health`` says. ``contexts`` are the
-    kubeconfigs' contexts by file, None for a file that can't be read. ``listening`` are ports with the user who has
-    them. ``certificate`` says that the server's certificate is ours, for the wanted names, and has time left.
+    ``accounts`` and ``tokens`` are the server's, None while it doesn't answer. ``environments`` are whole ones,
+    ``current`` the one in use; ``failed`` were tried. ``health`` is what ``/api/health`` says. ``listening`` are ports
+    with a user who has them. ``certificate`` says that the server's certificate is ours, for the wanted names, and has
+    time left; ``admin_works`` whether the admin's password does, None while nobody could be asked. ``uv`` says that the
+    host has it, ``guarded`` that the guard's rules are in place.
     """
 
     files: Mapping[str, FileState | None] = field(default_factory=dict)
@@ -242,9 +248,17 @@ class Observed:
     opt: bool = False
     home: bool = False
     guarded: bool = False
+    uv: bool = False
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def split_sources(requirements: str) -> tuple[str, str]:
+    """Return the requirements that come as wheels, and those of :data:`SOURCES`, which come as source alone."""
+    entries = re.split(r"^(?=[\w.-]+(?:\[[^\]]*\])?==)", requirements, flags=re.MULTILINE)
+    source = [entry for entry in entries if entry.startswith(SOURCES)]
+    return "".join(entry for entry in entries if entry not in source), "".join(source)
 
 
 def problems(params: Mapping[str, Any]) -> Iterator[Problem]:
@@ -574,6 +588,9 @@ def plan_people(state: Observed, wanted: Wanted) -> list[Change]:
             changes.append(Change(f"account {cli}", what, step=("token-role", person.name)))
         if not home.there:
             continue
+        if wanted.needs_key and state.uv and not home.uv:
+            what = "the host's, which SkyPilot's jobs on Slurm look for there and would fetch otherwise"
+            changes.append(Change(f"uv in the home of {person.name}", what, step=("uv", person.name)))
         stale = token is None or made.token != token.token or not made.digest or home.token != made.digest
         if stale:
             what = "a token in the home (not shown)"

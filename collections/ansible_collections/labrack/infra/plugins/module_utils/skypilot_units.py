@@ -24,7 +24,8 @@ ENVIRONMENT = {
     "SKYPILOT_POD_MEMORY_GB_LIMIT": "4",
     "SKYPILOT_POD_CPU_CORE_LIMIT": "1",
     "ENABLE_SERVICE_ACCOUNTS": "true",
-    "PYTHONDONTWRITEBYTECODE": "",
+    # it packs itself for the machines that jobs run on, and has what that needs: 0 is pip's word for no index
+    "PIP_NO_BUILD_ISOLATION": "0",
 }
 
 
@@ -34,7 +35,7 @@ def server_unit(memory_max: str) -> str:
     It is started in SkyPilot's local mode: that one listens on loopback alone, and makes more workers when launches
     wait, where ``--deploy`` takes the machine for its own.
     """
-    environment = "".join(f"Environment={key}={value}\n" for key, value in ENVIRONMENT.items() if value)
+    environment = "".join(f"Environment={key}={value}\n" for key, value in ENVIRONMENT.items())
     return f"""{HEADER}[Unit]
 Description=SkyPilot API server
 Documentation=https://docs.skypilot.co
@@ -157,6 +158,7 @@ http {{
         location / {{
             proxy_pass http://127.0.0.1:{server};
             proxy_http_version 1.1;
+            proxy_connect_timeout 5s;
             proxy_buffering off;
             proxy_request_buffering off;
             proxy_read_timeout 1d;

@@ -241,6 +241,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 #: Seconds for pip to fetch and install everything, and for a server to come up on a machine that has much to do.
 INSTALL_TIMEOUT, HEALTH_TIMEOUT = 1800.0, 240.0
+#: So often it may end meanwhile.
+MOST_RESTARTS = 4
 NOLOGIN = "/usr/sbin/nologin"
 AS_SERVER = ("setpriv", f"--reuid={config.USER}", f"--regid={config.USER}", "--clear-groups")
 
@@ -420,15 +422,19 @@ class Host:
         before = os.umask(0o022)
         try:
             with tempfile.TemporaryDirectory(prefix="labrack-") as home:
-                listed = os.path.join(home, "requirements.txt")
-                with open(listed, "w", encoding="utf-8") as stream:
-                    stream.write(self.wanted.requirements)
-                pip = [f"{place}/bin/pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-                index = ["--no-deps", "--no-cache-dir", "--only-binary=:all:", "--require-hashes"]
+                listed, source = (os.path.join(home, name) for name in ("wheels.txt", "sources.txt"))
+                for path, text in zip((listed, source), planner.split_sources(self.wanted.requirements)):
+                    with open(path, "w", encoding="utf-8") as stream:
+                        stream.write(text)
+                pip = [f"{place}/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+                pip += ["--no-input", "--no-deps", "--no-cache-dir", "--require-hashes"]
+                pip += ["--index-url", self.params["index_url"]]
                 for argv in (
                     [self.wanted.python, "-m", "venv", place],
                     # pip compiles the bytecode, without which the server does not come up in time
-                    [*pip, *index, "--index-url", self.params["index_url"], "-r", listed],
+                    [*pip, "--only-binary=:all:", "-r", listed],
+                    # built with what is pinned, and nothing else is fetched for it
+                    [*pip, "--no-build-isolation", "-r", source],
                     [f"{place}/bin/python", "-m", "compileall", "-q", f"{place}/lib"],
                     [f"{place}/bin/python", "-c", "import sky.server.constants"],
                 ):
@@ -520,12 +526,18 @@ class Host:
             found = observe.health()
             if found.get("status") == "healthy" and found.get("version") == version == found.get("version_on_disk"):
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._dies():
                 break
             time.sleep(1)
         log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={config.SERVER}"])
         what = f"says that it is {found.get('version')}, {found.get('status')}" if found else "does not answer"
-        raise ServiceError(f"SkyPilot {version} {what} {HEALTH_TIMEOUT:g} s after its start; its log ends: {log.out}")
+        raise ServiceError(f"SkyPilot {version} {what} after its start; its log ends: {log.out}")
+
+    @staticmethod
+    def _dies() -> bool:
+        """Whether the server has ended again and again since it was last started by somebody."""
+        shown = run(["systemctl", "show", "--property=NRestarts", "--value", f"{config.SERVER}.service"])
+        return shown.out.strip().isdigit() and int(shown.out) >= MOST_RESTARTS
 
     def _upgrade(self, name: str) -> None:
         """Go over to another environment, with a copy of the database; back to the old one if it does not come up."""
@@ -621,6 +633,14 @@ class Host:
             made = (observe.tokens(password) or {})[name + config.CLI]
             if made.role != person.role:
                 self._token_role(name)
+
+    @staticmethod
+    def _uv(name: str) -> None:
+        with observe.acting_as(name):
+            path = os.path.join(pwd.getpwnam(name).pw_dir, observe.HOME_UV)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            remove_file(path)
+            os.symlink(observe.UV, path)
 
     def _home(self, name: str) -> None:
         self._hand_over(name, config.server_in(observe.observe_home(name).config)[1])
