@@ -59,6 +59,7 @@ ORDER = (
     "test_demo_tailnet",
     "test_gitops",
     "test_skypilot",
+    "test_skypilot_slurm",
     "test_molecule",
 )
 A100 = GpuSpec(

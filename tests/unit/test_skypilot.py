@@ -209,6 +209,18 @@ def test_a_home_that_is_open_or_names_another_server_is_mended() -> None:
     assert subjects(replace(seen, homes={**seen.homes, "ada": opened}), wanted) == ["login of ada"]
 
 
+def test_a_policy_comes_with_what_keeps_clients_from_getting_rid_of_it() -> None:
+    package = {"__init__.py": "", "policy.py": "class Autostop: ..."}
+    wanted = read_wanted(params(policy="labrack_skypilot.policy.Autostop", policy_files=package))
+    made = planner.wanted_files(wanted)
+    assert "labrack_skypilot.plugin.Guard" in made[files.PLUGINS].text
+    assert wanted.config["admin_policy"] == "labrack_skypilot.policy.Autostop"
+    assert json.loads(made[files.POLICY_SETTINGS].text)["uids"]["ada-cli"] == [2001, 2001]
+    assert wanted.environment != read_wanted(params()).environment
+    without = read_wanted(params(policy="labrack_skypilot.policy.Autostop"))
+    assert "admin_policy" not in without.config and files.PLUGINS not in planner.wanted_files(without)
+
+
 def test_undo_keeps_the_database_unless_told() -> None:
     seen = converged(read_wanted(params()))
     steps = [change.step for change in planner.plan(seen, read_wanted(params(state="absent")))]
@@ -343,7 +355,7 @@ def test_a_context_gets_the_labs_name() -> None:
 @pytest.mark.parametrize(
     ("text", "context", "words"),
     [
-        (None, "default", "no such file on the host"),
+        (None, "default", "/k, and there is no such file on the host"),
         (KUBECONFIG, "prod", r"context is prod, and /k has only default"),
         ("a: |\n  b\n", "default", "can't be read"),
     ],

@@ -33,6 +33,7 @@ CONFIG = f"{HOME}/.sky/config.yaml"
 KUBECONFIG = f"{HOME}/.kube/config"
 SLURM_CONFIG = f"{HOME}/.slurm/config"
 POOLS = f"{HOME}/.sky/ssh_node_pools.yaml"
+PLUGINS = f"{HOME}/.sky/plugins.yaml"
 KEY = f"{HOME}/.ssh/id_ed25519"
 AUTHORIZED = f"{SUBMIT_HOME}/.ssh/authorized_keys"
 SUDOERS = "/etc/sudoers.d/labrack-skypilot"
@@ -381,6 +382,11 @@ def _scalar(text: str) -> Any:
     return {"true": True, "false": False, "null": None, "~": None}.get(text, text)
 
 
+def kubeconfig_of(entry: Mapping[str, Any]) -> str:
+    """Return the path of an entry's kubeconfig, k3s's own unless the entry has one."""
+    return str(entry.get("kubeconfig") or "/etc/rancher/k3s/k3s.yaml")
+
+
 def merged_kubeconfig(entries: Sequence[Mapping[str, Any]], texts: Mapping[str, str | None]) -> str:
     """Return one kubeconfig with each entry's context under the inventory's name; SkypilotError where one is missing.
 
@@ -395,7 +401,7 @@ def merged_kubeconfig(entries: Sequence[Mapping[str, Any]], texts: Mapping[str, 
         "users": [],
     }
     for place, one in enumerate(entries):
-        path, wanted, name = str(one["kubeconfig"]), str(one.get("context") or "default"), str(one["name"])
+        path, wanted, name = kubeconfig_of(one), str(one.get("context") or "default"), str(one["name"])
         where = f"skypilot_infra.kubernetes.{place}"
         text = texts.get(path)
         if text is None:

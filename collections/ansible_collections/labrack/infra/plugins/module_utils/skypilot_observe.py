@@ -241,7 +241,15 @@ def look(wanted: Wanted, sources: Iterable[str] = ()) -> Observed:
         *planner.wanted_files(wanted),
         *(config.CA, config.CA_KEY, config.CERT, config.CERT_KEY, config.ADMIN_PASSWORD, config.AUTHORIZED),
         *(config.PEOPLE, config.RECORD, config.TRUST[wanted.family][0], config.KUBECONFIG, config.SLURM_CONFIG),
-        *(config.POOLS, config.POLICY_SETTINGS, config.SUDOERS, wanted.tls_cert, wanted.tls_key, *sources),
+        *(
+            config.POOLS,
+            config.PLUGINS,
+            config.POLICY_SETTINGS,
+            config.SUDOERS,
+            wanted.tls_cert,
+            wanted.tls_key,
+            *sources,
+        ),
     ]
     paths = [path for path in dict.fromkeys(own) if path]
     files, written = {}, {}

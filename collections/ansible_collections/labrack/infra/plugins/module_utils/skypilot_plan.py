@@ -43,6 +43,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.skypilot_config impo
     OLDEST_PYTHON,
     OPT,
     PEOPLE,
+    PLUGINS,
     POLICY_SETTINGS,
     POOLS,
     PORT,
@@ -79,6 +80,8 @@ from ansible_collections.labrack.infra.plugins.module_utils.skypilot_units impor
 )
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
 
+#: Of the package that has the policy.
+PLUGIN = "labrack_skypilot.plugin.Guard"
 #: What is on no index as a wheel.
 SOURCES = ("python-hostlist==",)
 
@@ -368,6 +371,8 @@ def wanted_files(wanted: Wanted) -> dict[str, FileState]:
         files[path] = FileState(text, "0600", USER, USER)
     if wanted.policy:
         files[POLICY_SETTINGS] = FileState(wanted.policy_settings, "0640", "root", USER)
+        # without it, what a client's own configuration says goes over the server's, the policy's name included
+        files[PLUGINS] = FileState(config_text({"plugins": [{"class": PLUGIN}]}), "0440", USER, USER)
     for path, text in wanted.examples.items():
         files[path] = FileState(text)
     if wanted.local_slurm:
@@ -394,7 +399,7 @@ def owner(path: str) -> str:
 def is_secret(path: str) -> bool:
     """Return whether a file of the role holds a secret."""
     return path in (KUBECONFIG, POOLS, CA_KEY, CERT_KEY, ADMIN_PASSWORD, KEY, PEOPLE) or (
-        path.startswith(f"{HOME}/.") and path not in (CONFIG, SLURM_CONFIG)
+        path.startswith(f"{HOME}/.") and path not in (CONFIG, SLURM_CONFIG, PLUGINS)
     )
 
 
@@ -462,7 +467,7 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
     # the guard is up before the server is
     files = wanted_files(wanted)
     off: dict[str, list[Change]] = {}
-    restarting = (CONFIG, SERVER_UNIT, *wanted.infrastructure)
+    restarting = (CONFIG, SERVER_UNIT, *wanted.infrastructure, *((PLUGINS,) if wanted.policy else ()))
     for path, file in files.items():
         hard = "restart" if path in (*restarting, NGINX, PROXY_UNIT) else "none"
         off[path] = plan_file(path, state.files.get(path), file, hard, secret=is_secret(path))
@@ -653,7 +658,7 @@ def _plan_absent(state: Observed, wanted: Wanted) -> list[Change]:
     fixed = (GUARD, GUARD_UNIT, SERVER_UNIT, NGINX, PROXY_UNIT, CONFIG, WRAPPER, POLICY_SETTINGS, SUDOERS)
     trust = TRUST[wanted.family][0]
     own = (trust, CA, CA_KEY, CERT, CERT_KEY, ADMIN_PASSWORD, PEOPLE)
-    paths = [*fixed, *own, KUBECONFIG, SLURM_CONFIG, POOLS, *wanted.infrastructure, *wanted.examples]
+    paths = [*fixed, *own, KUBECONFIG, SLURM_CONFIG, POOLS, PLUGINS, *wanted.infrastructure, *wanted.examples]
     for path in dict.fromkeys(paths):
         changes += plan_file(path, state.files.get(path), None, secret=is_secret(path))
     if state.opt:

@@ -262,7 +262,7 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     name = socket.gethostname()
     address = params["address"] or name
     contexts = infra.get("kubernetes") or ()
-    texts = {str(one["kubeconfig"]): read_text(str(one["kubeconfig"])) for one in contexts}
+    texts = {path: read_text(path) for path in map(config.kubeconfig_of, contexts)}
     kubeconfig = config.merged_kubeconfig(contexts, texts) if contexts else ""
     slurm = infra.get("slurm") or ()
     policy = params["policy"] if params["policy_files"] else ""
