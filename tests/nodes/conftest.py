@@ -60,6 +60,8 @@ ORDER = (
     "test_demo_tailnet",
     "test_gitops",
     "test_getting_started",
+    "test_skypilot",
+    "test_skypilot_slurm",
     "test_molecule",
 )
 A100 = GpuSpec(

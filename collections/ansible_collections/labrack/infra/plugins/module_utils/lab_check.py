@@ -23,6 +23,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.rules_nfs_client imp
     check_nfs_client_facts,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.rules_power import check_power
+from ansible_collections.labrack.infra.plugins.module_utils.rules_skypilot import check_skypilot, check_skypilot_facts
 from ansible_collections.labrack.infra.plugins.module_utils.rules_slurm import check_slurm, check_slurm_node
 from ansible_collections.labrack.infra.plugins.module_utils.rules_storage import (
     check_storage,
@@ -91,6 +92,7 @@ def check_inventory(inventory: Inventory) -> list[Finding]:
     findings += _check_addresses(inventory)
     findings += _check_same_everywhere(inventory)
     findings += check_headscale(inventory)
+    findings += check_skypilot(inventory)
     findings += check_backup(inventory)
     findings += check_tailnet_hosts(inventory)
     findings += check_storage_hosts(inventory)
@@ -128,6 +130,7 @@ def check_facts(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_nfs_client_facts(host, inventory)]
         if _orchestrator(variables) == "skypilot":
             findings += [_on(host, finding) for finding in check_k3s_facts(host, variables, facts)]
+        findings += [_on(host, finding) for finding in check_skypilot_facts(host, inventory)]
         if _orchestrator(variables) != "slurm":
             continue
         findings += [_on(host, finding) for finding in _check_system(host, facts)]

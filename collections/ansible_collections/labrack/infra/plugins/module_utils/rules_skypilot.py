@@ -1,0 +1,61 @@
+# Copyright: labrack contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Rules for the SkyPilot server: one host, roles, hashes, machines, ports, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_config as config
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan
+from ansible_collections.labrack.infra.plugins.module_utils.finding import Finding, Inventory, shown
+
+GROUP = "skypilot"
+NAMES = (
+    *("users", "infra", "ssh_pools_accept", "port", "tls_cert", "tls_key", "memory_max", "mounts"),
+    *("state", "settings"),
+)
+
+
+def servers(inventory: Inventory) -> list[str]:
+    """Return the hosts that are the lab's server: of the group ``skypilot``, or the head where that is empty."""
+    members = list(inventory.members(GROUP))
+    if members:
+        return members
+    return [
+        host for host in inventory.members("lab_head") if inventory.hosts[host].get("lab_orchestrator") == "skypilot"
+    ]
+
+
+def check_skypilot(inventory: Inventory) -> Iterator[Finding]:
+    """Yield what is wrong in the variables of the server, without asking it."""
+    hosts = servers(inventory)
+    if len(hosts) > 1:
+        problem, mend = "more than one host is in it, and a lab has one server", "keep one"
+        yield Finding(("group", GROUP), ", ".join(hosts), problem, mend)
+    for host in hosts:
+        variables = inventory.hosts[host]
+        if variables.get("skypilot_state", "present") != "present":
+            continue
+        for one in skypilot_plan.problems(parameters(variables)):
+            value = shown(one.value) if one.value else ""
+            yield Finding((one.key, *one.path), value, one.what, one.mend, (host,))
+
+
+def check_skypilot_facts(host: str, inventory: Inventory) -> Iterator[Finding]:
+    """Yield what keeps a node from being the server."""
+    if host not in servers(inventory) or inventory.hosts[host].get("skypilot_state", "present") != "present":
+        return
+    memory = inventory.facts[host].get("memory_mib") or 0
+    if 0 < memory < config.LEAST_MEMORY_MIB:
+        problem = f"it has {memory} MiB of memory, too little for the server"
+        mend = f"put the server on a host with {config.LEAST_MEMORY_MIB} MiB or more"
+        yield Finding(("host", host), "", problem, mend)
+
+
+def parameters(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the role's variables as the module's parameters, those that the problems are about."""
+    empty: dict[str, Any] = {"port": 46443, "memory_max": "6G"}
+    found = {name: variables.get(f"skypilot_{name}", empty.get(name)) for name in NAMES}
+    return {**found, "lab_users": variables.get("lab_users") or []}
