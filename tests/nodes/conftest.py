@@ -58,6 +58,8 @@ ORDER = (
     "test_tailnet",
     "test_demo_tailnet",
     "test_gitops",
+    "test_skypilot_policy",
+    "test_gpu_watch",
     "test_molecule",
 )
 A100 = GpuSpec(

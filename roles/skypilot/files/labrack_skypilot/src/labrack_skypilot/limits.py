@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import json
 import posixpath
+import pwd
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ class Refused(ValueError):
 class HostPath:
     """A directory of the machine that pods may see; ``{user}`` in it stands for the launcher's Unix name.
 
-    With ``mount`` every pod sees it, under the same path.
+    With ``mount`` the policy has every pod see it, under the same path; otherwise the server's ``pod_config`` does.
     """
 
     path: str
-    read_only: bool = True
-    mount: bool = True
+    read_only: bool = False
+    mount: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ class Limits:
     """The lab's settings. Minutes until an idle cluster ends, unless its owner says another number, and at most.
 
     ``most_hours`` bounds the life of a pod and of a Slurm job; 0: no bound. ``uids`` has UID and GID by the user's name
-    in SkyPilot, ``unix_names`` the Unix name where that differs.
+    in SkyPilot, ``unix_names`` the Unix name where that differs; a file's are those of the machine's accounts.
     """
 
     idle_minutes: int = 60
     most_idle_minutes: int = 480
     most_hours: int = 168
-    host_paths: tuple[HostPath, ...] = ()
+    mounts: tuple[HostPath, ...] = ()
     uids: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     unix_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -95,22 +96,23 @@ class Limits:
                 if not isinstance(value, int) or isinstance(value, bool) or value < least:
                     raise ValueError(f"{key} is {value!r}, no number from {least} on")
                 numbers[key] = value
-        paths = tuple(_host_path(entry) for entry in document.get("host_paths", []))
+        paths = tuple(_host_path(entry) for entry in document.get("mounts", []))
         uids = {str(name): _pair(name, pair) for name, pair in dict(document.get("uids", {})).items()}
         names = {str(name): str(unix) for name, unix in dict(document.get("unix_names", {})).items()}
-        limits = cls(**numbers, host_paths=paths, uids=uids, unix_names=names)
+        limits = cls(**numbers, mounts=paths, uids=uids, unix_names=names)
         if limits.idle_minutes > limits.most_idle_minutes:
             raise ValueError(f"idle_minutes is {limits.idle_minutes}, more than most_idle_minutes")
         return limits
 
 
 def _host_path(entry: Any) -> HostPath:
+    entry = {"path": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or set(entry) - {"path", "read_only", "mount"} or "path" not in entry:
-        raise ValueError(f"host_paths has {entry!r}, no path with read_only and mount")
+        raise ValueError(f"mounts has {entry!r}, no path with read_only and mount")
     path = str(entry["path"])
     if not path.startswith("/") or posixpath.normpath(path) != path or path == "/":
-        raise ValueError(f"host_paths has {path!r}, no absolute path below /")
-    return HostPath(path, bool(entry.get("read_only", True)), bool(entry.get("mount", True)))
+        raise ValueError(f"mounts has {path!r}, no absolute path below /")
+    return HostPath(path, bool(entry.get("read_only", False)), bool(entry.get("mount", False)))
 
 
 def _pair(name: Any, pair: Any) -> tuple[int, int]:
@@ -123,10 +125,19 @@ def _pair(name: Any, pair: Any) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
+def _account(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
+
+
 def load(path: str = SETTINGS) -> Limits:
     """Return the settings of a file; Refused where they can't be read, as no launch may go without limits."""
     try:
-        return Limits.read(Path(path).read_text(encoding="utf-8"))
+        found = Limits.read(Path(path).read_text(encoding="utf-8"))
+        accounts = {name: _account(uid) for name, (uid, _gid) in found.uids.items()}
+        return replace(found, unix_names={**accounts, **found.unix_names})
     except (OSError, ValueError, TypeError) as error:
         raise Refused(f"the lab's limits in {path} can't be read ({error}). Mend: tell whoever runs the lab") from None
 
@@ -297,7 +308,7 @@ def paths_of(limits: Limits, user: str) -> dict[str, bool]:
     """Return the directories that a user's pods may see, and whether for reading alone."""
     name = unix_name(limits, user)
     return {
-        one.path.replace("{user}", name): one.read_only for one in limits.host_paths if name or "{user}" not in one.path
+        one.path.replace("{user}", name): one.read_only for one in limits.mounts if name or "{user}" not in one.path
     }
 
 
@@ -315,7 +326,7 @@ def pod_additions(limits: Limits, launch: Launch, own: Mapping[str, Any], ends: 
     # root in a pod could make the machine's disks appear as files in a directory that people share
     unable = {"securityContext": {"capabilities": {"drop": ["MKNOD"]}}}
     container: dict[str, Any] = {"name": CONTAINER, **unable}
-    for place, one in enumerate(limits.host_paths):
+    for place, one in enumerate(limits.mounts):
         path = one.path.replace("{user}", unix_name(limits, launch.user))
         if one.mount and path in named:
             name = f"labrack-{place}"

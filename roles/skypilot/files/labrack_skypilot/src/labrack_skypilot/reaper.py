@@ -81,6 +81,8 @@ def load(path: str) -> tuple[Settings, Place]:
     """Return the settings of a file; ReaperError that names the key for a wrong one."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("not an object")
         settings = {one.name: document.pop(one.name) for one in fields(Settings) if one.name in document}
         place = {one.name: document.pop(one.name) for one in fields(Place) if one.name in document}
         if document:
@@ -118,8 +120,8 @@ class Sdk:
         """Prepare SkyPilot's environment and import it."""
         os.environ["SKYPILOT_API_SERVER_ENDPOINT"] = place.endpoint
         os.environ["SKYPILOT_DISABLE_USAGE_COLLECTION"] = "1"
-        # status leaves out clusters of managed jobs and services without this; their pods would look unknown
-        os.environ["SKYPILOT_DEBUG"] = "1"
+        # else the SDK starts a server of its own where none answers on this machine
+        os.environ["SKYPILOT_DISABLE_LOCAL_API_SERVER"] = "1"
         if place.token_file:
             try:
                 token = Path(place.token_file).read_text(encoding="utf-8").strip()
@@ -134,9 +136,17 @@ class Sdk:
 
     def clusters(self) -> list[Any]:
         """Return StatusResponse of every cluster."""
-        return list(
-            retried(lambda: self._sky.get(self._sky.status(refresh=self._sky.StatusRefreshMode.AUTO, all_users=True)))
-        )
+
+        def ask() -> list[Any]:
+            # status leaves out clusters of managed jobs and services without this; their pods would look unknown
+            os.environ["SKYPILOT_DEBUG"] = "1"
+            try:
+                request = self._sky.status(refresh=self._sky.StatusRefreshMode.AUTO, all_users=True)
+            finally:
+                del os.environ["SKYPILOT_DEBUG"]
+            return list(self._sky.get(request))
+
+        return retried(ask)
 
     def hashes(self) -> list[str]:
         """Return the hashes of the server's users."""
