@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import socket
 import stat
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_reaper_plan
+from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Observed as Host
+from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Wanted
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
 from labrack_skypilot import reaper, reaping
 from labrack_skypilot.reaper import Field, Place
 from labrack_skypilot.reaping import Action, Cluster, Memory, Observed, Part, Settings
@@ -510,7 +516,13 @@ def test_jobs_of_slurm(lab: Lab) -> None:
         ("18", 2, "train-aaaa1111"),
     ]
     lab.run(2)
-    assert ["ssh", "-F", "/slurm", "closet", "sudo -n -u ada scancel 17"] in lab.commands.calls
+    assert [
+        "ssh",
+        "-F",
+        "/slurm",
+        "closet",
+        "sudo -n -u ada -H -- /bin/bash --login -c 'scancel 17'",
+    ] in lab.commands.calls
     assert not [call for call in lab.commands.calls if "scancel 18" in call[-1] or "scancel 19" in call[-1]]
 
 
@@ -676,3 +688,132 @@ def test_the_default_is_a_dry_run(tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text("{}")
     assert reaper.load(str(file)) == (Settings(), Place()) and Settings().dry_run
+
+
+def test_mail_by_the_port_where_sendmail_may_not(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit without privileges: sendmail is there and fails, and something listens that takes mail."""
+    program = lab.folder / "bin/sendmail"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 75\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        got: list[str] = []
+
+        def serve() -> None:
+            connection, _address = server.accept()
+            with connection, connection.makefile("rw", newline="\r\n") as stream:
+                body = False
+                print("220 mail", file=stream, flush=True)
+                for line in stream:
+                    got.append(line.rstrip("\n"))
+                    if body and line.strip() != ".":
+                        continue
+                    word = line.split()[0].upper()
+                    body = word == "DATA"
+                    answer = {"DATA": "354 go on", "QUIT": "221 bye"}.get(word, "250 fine")
+                    print(answer, file=stream, flush=True)
+                    if word == "QUIT":
+                        return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert reaper.Voice(lab.place, port).mail("ben@example.org", "debug is idle", "Mend: use it")
+        thread.join()
+    assert "Subject: debug is idle" in "\n".join(got) and any("ben@example.org" in line for line in got)
+    assert not reaper.Voice(lab.place, port).mail("ben@example.org", "x", "y")
+
+
+# --- the planner of the role -----------------------------------------------------------------------------------------
+
+wishes = st.builds(
+    Wanted,
+    settings=st.fixed_dictionaries({"dry_run": st.booleans()}),
+    webhook=st.sampled_from(["", "https://host/canary"]),
+    token=st.sampled_from(["", "sky_canary"]),
+    every=st.integers(1, 60),
+)
+
+
+def applied(host: Host, wanted: Wanted, changes: list[Change]) -> Host:
+    """The host after the changes of a plan; a reaper that runs leaves its state behind."""
+    files = dict(host.files)
+    written = skypilot_reaper_plan.wanted_files(wanted)
+    found: dict[str, Any] = {}
+    for change in changes:
+        verb, *words = change.step
+        if verb == "write":
+            files[words[0]] = written[words[0]]
+        elif verb == "remove":
+            files[words[0]] = None
+        elif verb == "rmtree":
+            assert not found.get("timer", host.timer).active
+            found["data"] = [path for path in found.get("data", host.data) if path != words[0]]
+        elif verb in ("enable", "restart"):
+            assert files[skypilot_reaper_plan.TIMER] and files[skypilot_reaper_plan.CONFIG]
+            found |= {"timer": ServiceState(True, True, True), "data": list(skypilot_reaper_plan.DATA)}
+        else:
+            assert verb == "disable"
+            found["timer"] = ServiceState()
+    return replace(host, files=files, **found)
+
+
+@given(wishes, wishes)
+def test_what_is_planned_is_all_there_is_to_do(first: Wanted, second: Wanted) -> None:
+    host = Host()
+    for wanted in (first, second):
+        changes = skypilot_reaper_plan.plan(host, wanted)
+        assert all("canary" not in change.before + change.after + change.summary for change in changes)
+        host = applied(host, wanted, changes)
+        assert skypilot_reaper_plan.plan(host, wanted) == []
+    gone = Wanted(present=False)
+    host = applied(host, second, skypilot_reaper_plan.plan(host, gone))
+    assert skypilot_reaper_plan.plan(host, gone) == [] and not any(host.files.values()) and not host.data
+
+
+def test_the_settings_are_those_of_the_reaper(tmp_path: Path) -> None:
+    variables = {
+        "dry_run": False,
+        **dict.fromkeys(skypilot_reaper_plan.HOURS, 2.5),
+        "idle_minutes": 30,
+        "busy_percent": 1,
+        "spare": ["ada"],
+        "every_minutes": 5,
+        "mail_domain": "example.org",
+        "report_mail": "boss",
+        "kubectl": ["k3s", "kubectl"],
+        "unix_names": {"ada-cli": "ada"},
+        "infra": {"kubernetes": [{"name": "lab"}], "slurm": [{"name": "closet"}], "ssh_pools": {"pool": {}}},
+    }
+    assert not list(skypilot_reaper_plan.problems(variables))
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(skypilot_reaper_plan.settings_of(variables, webhook=True, token=False)))
+    config, place = reaper.load(str(file))
+    assert (config.dry_run, config.idle_hours, config.spare, config.every_minutes) == (False, 2.5, ("ada",), 5)
+    assert place.contexts == ["lab", "ssh-pool"] and place.slurm["closet"][:1] == ["ssh"] and place.token_file == ""
+    assert place.slurm["closet"][-1] == "closet" and place.webhook_file == skypilot_reaper_plan.WEBHOOK
+    assert (place.messages, place.state, place.reports) == (
+        skypilot_reaper_plan.MESSAGES,
+        skypilot_reaper_plan.STATE,
+        skypilot_reaper_plan.REPORTS,
+    )
+    assert reaper.SETTINGS == skypilot_reaper_plan.CONFIG
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"grace_hours": 0.0}, "skypilot_reaper_grace_hours is 0.0: not from 0.25"),
+        ({"idle_hours": -1.0}, "skypilot_reaper_idle_hours is -1.0"),
+        ({"idle_minutes": 0}, "skypilot_reaper_idle_minutes is 0"),
+        ({"busy_percent": 90}, "skypilot_reaper_busy_percent is 90"),
+        ({"every_minutes": 0}, "skypilot_reaper_every_minutes is 0"),
+        ({"mail_domain": "a b"}, "skypilot_reaper_mail_domain"),
+        ({"report_mail": "a, b"}, "skypilot_reaper_report_mail"),
+        ({"webhook": "ftp://canary"}, "skypilot_reaper_webhook (value hidden)"),
+    ],
+)
+def test_wrong_wishes_are_said(variables: dict[str, Any], words: str) -> None:
+    (problem,) = skypilot_reaper_plan.problems(variables)
+    assert words in problem and "Mend:" in problem and "canary" not in problem

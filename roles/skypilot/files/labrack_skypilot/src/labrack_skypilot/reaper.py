@@ -18,6 +18,8 @@ import pwd
 import re
 import shlex
 import shutil
+import smtplib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -57,8 +59,8 @@ class ReaperError(RuntimeError):
 class Place:
     """Where everything is. ``contexts`` are kubectl's, ``slurm`` has the words before a command by cluster.
 
-    ``as_user`` are the words before a command of Slurm that is a user's, whose name follows. ``mail_domain`` is what
-    follows an owner's name in their address, "" for no mail. ``unix_names`` has Unix names by those in SkyPilot.
+    ``mail_domain`` is what follows an owner's name in their address, "" for no mail. ``unix_names`` has Unix names by
+    those in SkyPilot.
     """
 
     endpoint: str = "http://127.0.0.1:46580"
@@ -67,7 +69,6 @@ class Place:
     kubeconfig: str = ""
     contexts: Sequence[str] = ()
     slurm: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    as_user: Sequence[str] = ("sudo", "-n", "-u")
     mail_domain: str = ""
     report_mail: str = ""
     webhook_file: str = ""
@@ -255,11 +256,12 @@ class Field:
 
     def _slurm(self, cluster: str, user: str, *words: str) -> tuple[int, str]:
         before = list(self._place.slurm[cluster])
-        words = (*self._place.as_user, user, *words) if user else words
-        # ssh hands its words to a shell
-        return self._run(
-            [*before, shlex.join(words)] if before and os.path.basename(before[0]) == "ssh" else [*before, *words]
+        # as SkyPilot itself becomes the user, so that its sudo rule does (sky/utils/command_runner.py)
+        argv = (
+            ["sudo", "-n", "-u", user, "-H", "--", "/bin/bash", "--login", "-c", shlex.join(words)] if user else words
         )
+        # ssh hands its words to a shell
+        return self._run([*before, *([shlex.join(argv)] if before[:1] == ["ssh"] else argv)])
 
     def parts(self) -> tuple[list[Part], list[str]]:
         """Return SkyPilot's pods and jobs, and words about the places that did not tell of theirs."""
@@ -379,9 +381,10 @@ def most_of(rc: int, out: str) -> float | None:
 class Voice:
     """Mail, webhook and what is shown at login. Words about what could not be told go to standard error."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, port: int = smtplib.SMTP_PORT) -> None:
         """Remember where they are."""
         self._place = place
+        self._port = port
 
     def unix_name(self, owner: str) -> str:
         """Return an owner's Unix name, "" for one without an account here."""
@@ -416,22 +419,32 @@ class Voice:
         return shown
 
     def mail(self, to: str, subject: str, text: str) -> bool:
-        """Send a mail by sendmail; return whether that took it."""
+        """Send a mail by sendmail, or by the mailer's port on this host; return whether that took it.
+
+        A unit without privileges can't hand anything to the sendmail of Postfix or Exim, which change their group.
+        """
         message = EmailMessage()
         message["To"], message["Subject"] = to, subject
+        message["From"] = f"labrack@{socket.getfqdn()}"
         message["Auto-Submitted"] = "auto-generated"
         message.set_content(text + "\n")
         program = shutil.which("sendmail") or "/usr/sbin/sendmail"
         try:
             done = subprocess.run(
-                [program, "-t"], input=message.as_bytes(), timeout=TIMEOUT, capture_output=True, check=False
+                [program, "-t", "-i"], input=message.as_bytes(), timeout=TIMEOUT, capture_output=True, check=False
             )
+            if done.returncode == 0:
+                return True
+            problem = f"sendmail ended with {done.returncode}"
         except (OSError, subprocess.TimeoutExpired) as error:
-            _complain(f"no mail to {to}: {error}")
-            return False
-        if done.returncode:
-            _complain(f"no mail to {to}: sendmail ended with {done.returncode}")
-        return done.returncode == 0
+            problem = f"sendmail: {type(error).__name__}"
+        try:
+            with smtplib.SMTP("localhost", self._port, timeout=TIMEOUT) as mailer:
+                mailer.send_message(message)
+            return True
+        except (OSError, smtplib.SMTPException) as error:
+            _complain(f"no mail to {to}: {problem}, and the mailer's port: {type(error).__name__}")
+        return False
 
     def tell(self, owner: str, subject: str, text: str) -> bool:
         """Tell an owner by mail and webhook; return whether either took it."""
