@@ -62,6 +62,8 @@ ORDER = (
     "test_getting_started",
     "test_skypilot",
     "test_skypilot_slurm",
+    "test_skypilot_policy",
+    "test_gpu_watch",
     "test_molecule",
 )
 A100 = GpuSpec(

@@ -127,6 +127,20 @@ def test_table_stays_aligned(
     assert {len(line) for line in text.splitlines()[1:] if line} == {91}
 
 
+REASONS = "\n".join(
+    f"\t\t\t<clocks_event_reason_{name}>Not Active</clocks_event_reason_{name}>"
+    for name in (
+        "gpu_idle",
+        "applications_clocks_setting",
+        "sw_power_cap",
+        "hw_slowdown",
+        "hw_thermal_slowdown",
+        "hw_power_brake_slowdown",
+        "sync_boost",
+        "sw_thermal_slowdown",
+        "display_clocks_setting",
+    )
+)
 XML = """\
 <?xml version="1.0" ?>
 <!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v13.dtd">
@@ -157,6 +171,9 @@ XML = """\
 		</pci>
 		<fan_speed>30 %</fan_speed>
 		<performance_state>P8</performance_state>
+		<clocks_event_reasons>
+{reasons}
+		</clocks_event_reasons>
 		<fb_memory_usage>
 			<total>49140 MiB</total>
 			<reserved>491 MiB</reserved>
@@ -258,7 +275,9 @@ def test_xml(machine: Machine, on_bus: bool, remapped: dict[str, Any] | None, de
     assert status == 0
     assert (
         lines
-        == XML.format(serial=card["serial"], uuid=card["uuid"], pid=os.getpid(), device=device, rows=rows).splitlines()
+        == XML.format(
+            serial=card["serial"], uuid=card["uuid"], pid=os.getpid(), device=device, rows=rows, reasons=REASONS
+        ).splitlines()
     )
 
 

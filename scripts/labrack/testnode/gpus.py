@@ -11,15 +11,16 @@ The document is /etc/labrack-testnode/gpus.json on the node. The stand-in nvidia
                "driven": true, "uuid": "GPU-…", "serial": "13…" or null, "name": "…",
                "memory_mib": 49140, "state": "ok" or "lost", "mig_mode": null, "Disabled" or "Enabled",
                "persistence_mode": "Disabled", "compute_mode": "Default", "temperature_c": 31, "power_draw_w": 22.5,
-               "power_limit_w": 300.0, "utilization_percent": 0, "xids": [],
+               "power_limit_w": 300.0, "utilization_percent": 0, "throttle": [], "xids": [],
                "ecc": null or {"mode": "Enabled", "volatile_corrected": 0, "volatile_uncorrected": 0,
                                "aggregate_corrected": 0, "aggregate_uncorrected": 0},
                "retired_pages": null or {"single_bit": 0, "double_bit": 0, "pending": false},
                "remapped_rows": null or {"corrected": 0, "uncorrected": 0, "pending": false, "failure": false},
                "processes": [{"pid": 123, "name": "python3", "memory_mib": 512}]}]}
 
-``xids`` are the Xid errors of a card since the node's last boot, in order; a new one is also written to the node's
-stand-in for the kernel log, /run/labrack-testnode/kmsg. A process is shown while its pid lives in the node.
+``throttle`` names what slows a card down, such as hw_thermal_slowdown. ``xids`` are the Xid errors of a card since the
+node's last boot, in order; a new one is also written to the node's stand-in for the kernel log,
+/run/labrack-testnode/kmsg. A process is shown while its pid lives in the node.
 
 Where the driver is ``packaged``, it comes from packages as on a machine: the stand-in modprobe writes ``loaded``,
 ``version``, ``open`` (the kernel modules' flavour), ``driven`` (the driver takes the card) and ``nouveau``, and the
@@ -112,6 +113,7 @@ def _card(owner: str, minor: int, spec: GpuSpec) -> dict[str, Any]:
         "power_draw_w": 22.5,
         "power_limit_w": spec.power_limit_w,
         "utilization_percent": 0,
+        "throttle": [],
         "xids": [],
         "ecc": {"mode": "Enabled", **dict.fromkeys(counters, 0)} if spec.ecc else None,
         "retired_pages": None,
