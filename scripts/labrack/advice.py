@@ -20,7 +20,7 @@ NEEDS: Mapping[str, str] = {
 #: Orchestrators by the value of ``lab_orchestrator``, as people call them.
 NAMES: Mapping[str, str] = {
     "slurm": "Slurm",
-    "skypilot_k3s": "SkyPilot on k3s",
+    "skypilot": "SkyPilot on k3s",
     "skypilot_ssh": "SkyPilot over ssh",
     "rke2": "SkyPilot on Kubernetes (RKE2, Rancher)",
     "dstack": "dstack",
@@ -57,15 +57,10 @@ def advise(machines: int, needs: Collection[str] = ()) -> Advice:
     reasons = [tier_reason, *reasons]
     written = orchestrator
     if orchestrator not in BUILT:
-        written = "none" if machines == 1 else "slurm"
+        written = "slurm"
         reasons.append(
-            f"labrack does not build {NAMES[orchestrator]} yet. "
-            + (
-                "It makes the machine ready without an orchestrator: driver, containers, people, directories."
-                if machines == 1
-                else "What it builds today is Slurm, which queues jobs and shares the GPUs fairly; with none it makes "
-                "the machines ready and no more."
-            )
+            f"labrack does not build {NAMES[orchestrator]} yet. What it builds today is Slurm, which queues jobs and "
+            "shares the GPUs fairly, and SkyPilot on k3s; with none it makes the machines ready and no more."
         )
     return Advice(tier, orchestrator, written, tuple(reasons))
 
@@ -77,8 +72,8 @@ def _one_machine(needs: Collection[str]) -> tuple[str, list[str]]:
     if "fair_share" in needs:
         reasons.append("Slurm works on one machine too, but costs more to look after than it brings there.")
     if "no_kubernetes" in needs:
-        reasons.append("Its k3s needs little care; labrack would look after it.")
-    return "skypilot_k3s", reasons
+        reasons.append("Its k3s needs little care; labrack looks after it.")
+    return "skypilot", reasons
 
 
 def _several(needs: Collection[str], machines: int) -> tuple[str, list[str]]:

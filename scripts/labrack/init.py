@@ -441,6 +441,8 @@ def lab_text(found: Lab) -> str:
     example = shell.home() / "inventories" / found.tier / "group_vars/all/lab.yml"
     document = Document(example.read_text(encoding="utf-8"), str(example))
     document.set(("ansible_user",), found.user)
+    if document.get(("lab_orchestrator",)) != found.orchestrator:
+        document.set(("lab_orchestrator",), found.orchestrator)
     if found.tier == "closet":
         document.set(("slurm_cluster_name",), found.name)
         if found.share and len(found.machines) > 1:
@@ -450,8 +452,6 @@ def lab_text(found: Lab) -> str:
                 for name in ("data", "checkpoints")
             ]
             document.set(("lab_directories",), shared)
-        if found.orchestrator != "slurm":
-            document.set(("lab_orchestrator",), found.orchestrator)
     ssh = ["# The machines' host keys are pinned.", "ansible_ssh_common_args: >-"]
     ssh += [f"  -o {option}" for option in host_keys.SSH_ARGUMENTS.removeprefix("-o ").split(" -o ")]
     if found.private_key:

@@ -123,3 +123,24 @@ def test_a_controller_that_does_not_answer_is_a_failure() -> None:
     silent = {"failed": True, "msg": "slurmctld does not answer"}
     (failure,) = proof(["head"], {"head": {"_host": GOOD}}, "_host", silent)["report"]["failures"]
     assert (failure["node"], failure["seen"]) == ("slurm", "slurmctld does not answer")
+
+
+@pytest.mark.parametrize(
+    ("skypilot", "seen"),
+    [
+        ({"status": "healthy", "version": "0.14.1", "version_on_disk": "0.14.1"}, ""),
+        ({"status": "healthy", "version": "0.13.0", "version_on_disk": "0.14.1"}, "runs 0.13.0, 0.14.1 is installed"),
+        ({"status": "needs_auth", "version": "0.14.1", "version_on_disk": "0.14.1"}, "needs_auth"),
+        ({"error": "no answer: refused"}, "no answer: refused"),
+    ],
+)
+def test_a_skypilot_server_is_healthy_and_of_the_version_that_is_installed(skypilot: dict[str, str], seen: str) -> None:
+    (check,) = [one for one in judge(FACTS, skypilot=skypilot) if one.name == "SkyPilot"]
+    assert check.ok is (not seen) and seen in check.seen
+
+
+def test_nodes_of_k3s_are_ready() -> None:
+    assert failed(judge(FACTS, kubernetes={"desk": "Ready", "node1": "Ready"})) == []
+    checks = judge(FACTS, kubernetes={"desk": "Ready", "node1": "Kubelet stopped posting node status."})
+    assert failed(checks) == ["k3s"] and "node1: Kubelet stopped" in "".join(check.seen for check in checks)
+    assert failed(judge(FACTS, kubernetes={"": "no answer"})) == ["k3s"]

@@ -70,9 +70,9 @@ def files(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("machines", "needs", "tier", "best", "written", "words"),
     [
-        (1, [], "under_desk", "skypilot_k3s", "none", "labrack does not build SkyPilot on k3s yet"),
-        (1, ["fair_share"], "under_desk", "skypilot_k3s", "none", "costs more to look after than it brings"),
-        (1, ["no_kubernetes"], "under_desk", "skypilot_k3s", "none", "k3s needs little care"),
+        (1, [], "under_desk", "skypilot", "skypilot", "queues jobs when the GPUs are taken"),
+        (1, ["fair_share"], "under_desk", "skypilot", "skypilot", "costs more to look after than it brings"),
+        (1, ["no_kubernetes"], "under_desk", "skypilot", "skypilot", "k3s needs little care"),
         (3, [], "closet", "skypilot_ssh", "slurm", "one interface"),
         (3, ["cloud"], "closet", "skypilot_ssh", "slurm", "What it builds today is Slurm"),
         (3, ["fair_share"], "closet", "slurm", "slurm", "strict fair shares"),

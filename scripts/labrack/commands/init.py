@@ -38,7 +38,7 @@ def make_lab(
     worker: Annotated[
         list[str] | None, typer.Option("--worker", help="A machine that runs jobs. Else those with GPUs.")
     ] = None,
-    orchestrator: Annotated[str, typer.Option("--orchestrator", help="slurm or none. Else what is recommended.")] = "",
+    orchestrator: Annotated[str, typer.Option("--orchestrator", help="slurm, skypilot or none. Else what is recommended.")] = "",
     share: Annotated[
         bool | None, typer.Option("--share/--no-share", help="Share /data and /checkpoints from the head. It is done.")
     ] = None,
@@ -85,11 +85,9 @@ def make_lab(
             "vault_password_file": vault_password_file,
         }
         given |= {key: value for key, value in told.items() if value or (key == "share" and value is not None)}
-        made, files = init.make(folder, given, force, Progress(shell.console(stderr=True)))
+        _made, files = init.make(folder, given, force, Progress(shell.console(stderr=True)))
         for file in files:
             typer.echo(f"wrote {file}")
         typer.echo(
             f"Next, in {folder}: labrack doctor, then labrack plan. To add people: labrack user add NAME --key FILE"
         )
-        if made.tier == "under_desk":
-            typer.echo("The machine's jobs get no orchestrator yet; lab_orchestrator says so in lab.yml.")

@@ -1,6 +1,7 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Judging a host by its facts: driver, cards, held packages, Docker's way to the GPUs, the golden rule. Pure."""
+"""Judging a host by its facts: driver, cards, held packages, Docker's way to the GPUs, what runs the jobs, the golden
+rule. Pure."""
 
 from __future__ import annotations
 
@@ -21,15 +22,26 @@ def judge_host(
     strict: bool,
     loose: Sequence[str] | None = None,
     cdi_specs: Sequence[str] = (),
+    skypilot: Mapping[str, Any] | None = None,
+    kubernetes: Mapping[str, str] | None = None,
 ) -> list[Check]:
     """Return the checks of a host; ``facts`` are those of ``node_facts``.
 
     ``loose`` are packages of the driver that are not held, None where that isn't looked at; ``cdi_specs`` the files
     that name NVIDIA's devices for containers. What breaks the golden rule is a warning, and a failure where ``strict``.
+    ``skypilot`` is the answer of its server's ``/api/health``, or ``error`` with why there is none; ``kubernetes`` what
+    k3s says of its nodes by name, "Ready" or why not, or why it says nothing by "". Each is None where there is none.
     """
     checks = _judge_driver(node, facts, loose)
     if facts["runtime"]["toolkit"] and facts["gpus"]:
         checks.append(_judge_containers(node, facts, cdi_specs))
+    if kubernetes is not None:
+        ill = [f"{name}: {why}" if name else why for name, why in kubernetes.items() if why != "Ready"]
+        seen = "; ".join(ill) or f"{len(kubernetes)} Ready"
+        mend = "journalctl -u k3s on this host, -u k3s-agent on the one that is named"
+        checks.append(_check("k3s", node, "all nodes Ready", seen, not ill, mend))
+    if skypilot is not None:
+        checks.append(_judge_skypilot(node, skypilot))
     found = golden_rule.findings(facts, orchestrator)
     if not found:
         checks.append(Check("golden rule", node, True, "kept", "kept"))
@@ -97,6 +109,17 @@ def _judge_containers(node: str, facts: Mapping[str, Any], cdi_specs: Sequence[s
     wanted = "a CDI spec or the runtime nvidia"
     mend = "systemctl restart nvidia-cdi-refresh.service, or run under_desk.yml"
     return _check("GPUs in containers", node, wanted, ", ".join(ways) or "neither", bool(ways), mend)
+
+
+def _judge_skypilot(node: str, health: Mapping[str, Any]) -> Check:
+    """A server that has another version on its disk than it runs was not restarted after an upgrade."""
+    runs, lies = health.get("version"), health.get("version_on_disk")
+    seen = str(health.get("error") or health.get("status"))
+    stale = runs != lies
+    if stale:
+        seen += f", runs {runs}, {lies} is installed"
+    ok = health.get("status") == "healthy" and not stale
+    return _check("SkyPilot", node, "healthy", seen, ok, f"journalctl -u skypilot; {RUN} with --tags skypilot")
 
 
 def _check(name: str, node: str, wanted: str, seen: str, ok: bool, mend: str) -> Check:

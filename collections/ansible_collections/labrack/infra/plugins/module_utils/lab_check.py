@@ -45,7 +45,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.users_plan import (
 )
 
 #: Orchestrators that can be built already; none prepares the machines and runs no jobs.
-BUILT = ("slurm", "none")
+BUILT = ("slurm", "skypilot", "none")
 #: The systems whose packages the slurm role knows.
 SYSTEMS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04", "26.04")}
 SLURM_GROUPS = ("slurm_controller", "slurm_database", "slurm_worker", "slurm_login")
