@@ -156,7 +156,7 @@ def test_one_machine(home: Path, share: bool) -> None:
     hosts = yaml.safe_load((home / "inventory/hosts.yml").read_text())
     assert [*hosts] == ["lab_head", "lab_workers"]
     assert hosts["lab_head"]["hosts"]["desk"]["ansible_connection"] == "local"
-    assert yaml.safe_load((home / "inventory/group_vars/all/lab.yml").read_text())["lab_orchestrator"] == "none"
+    assert yaml.safe_load((home / "inventory/group_vars/all/lab.yml").read_text())["lab_orchestrator"] == "skypilot"
 
 
 @pytest.mark.usefixtures("quick")
@@ -202,7 +202,7 @@ GIVEN = [*MACHINES, "--user", "admin", "--accept-host-keys"]
         ([*GIVEN, "--worker", "nobody"], "--worker nobody"),
         ([*GIVEN, "--worker", "node1"], "node2: neither head nor worker"),
         ([*GIVEN, "--need", "speed"], "--need speed: there is no such need"),
-        ([*GIVEN, "--orchestrator", "rke2"], "labrack does not build it yet. Use slurm or none"),
+        ([*GIVEN, "--orchestrator", "rke2"], "labrack does not build it yet. Use slurm or skypilot or none"),
         ([*GIVEN, "--orchestrator", "nomad"], "there is no such orchestrator"),
         ([*GIVEN, "--name", "My Lab"], "--name My Lab"),
         ([*GIVEN, "--answers", "nowhere.yml"], "can't be read"),

@@ -38,7 +38,9 @@ def make_lab(
     worker: Annotated[
         list[str] | None, typer.Option("--worker", help="A machine that runs jobs. Else those with GPUs.")
     ] = None,
-    orchestrator: Annotated[str, typer.Option("--orchestrator", help="slurm, skypilot or none. Else what is recommended.")] = "",
+    orchestrator: Annotated[
+        str, typer.Option("--orchestrator", help="slurm, skypilot or none. Else what is recommended.")
+    ] = "",
     share: Annotated[
         bool | None, typer.Option("--share/--no-share", help="Share /data and /checkpoints from the head. It is done.")
     ] = None,

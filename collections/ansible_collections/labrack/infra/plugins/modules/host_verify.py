@@ -10,8 +10,8 @@ short_description: Prove that a host is what the lab needs
 version_added: 0.1.0
 description:
   - Reads the node as M(labrack.infra.node_facts) does and judges it. The driver works, its parts agree, all cards are
-    usable, its packages are held, containers can get GPUs where NVIDIA's toolkit is. k3s' nodes are ready and the SkyPilot
-    server is healthy, on the host that has them.
+    usable, its packages are held, containers can get GPUs where NVIDIA's toolkit is. k3s' nodes are ready and the
+    SkyPilot server is healthy, on the host that has them.
   - What breaks the golden rule (driver, container runtime and orchestrator, nothing else) is a warning.
   - Nothing is changed.
 author:
@@ -67,7 +67,7 @@ import subprocess
 import urllib.request
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -97,7 +97,7 @@ def cdi_specs() -> list[str]:
     return [str(path) for path in files if re.search(r"nvidia\.com/gpu\b", read_text(path) or "")]
 
 
-def skypilot_health() -> Optional[dict[str, Any]]:
+def skypilot_health() -> dict[str, Any] | None:
     """Return what the SkyPilot server of this host says of itself, ``error`` where it says nothing; None without one.
 
     GET /api/health (sky/server/server.py) needs no login, and root may reach the port.
@@ -105,14 +105,14 @@ def skypilot_health() -> Optional[dict[str, Any]]:
     if not Path(SERVER_UNIT).exists():
         return None
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/api/health", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/api/health", timeout=10) as answer:
             health: dict[str, Any] = json.load(answer)
             return health
     except (OSError, ValueError) as error:
         return {"error": f"no answer: {error}"}
 
 
-def kubernetes_nodes() -> Optional[dict[str, str]]:
+def kubernetes_nodes() -> dict[str, str] | None:
     """Return k3s' nodes by name, "Ready" or why not; why it says nothing by ""; None where it is no server."""
     if not Path(k3s_plan.unit_path("k3s")).exists():
         return None
@@ -146,9 +146,7 @@ def main() -> None:
     facts = observe_node()
     loose = loose_packages() if params["held"] and facts["os"]["family"] == "debian" else None
     services = (skypilot_health(), kubernetes_nodes())
-    checks = judge_host(
-        params["name"], facts, params["orchestrator"], params["strict"], loose, cdi_specs(), *services
-    )
+    checks = judge_host(params["name"], facts, params["orchestrator"], params["strict"], loose, cdi_specs(), *services)
     module.exit_json(changed=False, checks=[asdict(check) for check in checks])
 
 
