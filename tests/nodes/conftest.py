@@ -64,6 +64,7 @@ ORDER = (
     "test_skypilot_slurm",
     "test_skypilot_policy",
     "test_gpu_watch",
+    "test_grow",
     "test_molecule",
 )
 A100 = GpuSpec(
