@@ -69,7 +69,7 @@ def test_one_machine_is_head_and_worker(growing: Growing) -> None:
     growing.job = ran.strip()
     again = under_desk(growing)
     assert again.changed["desk"] == 0, again.output[-3000:]
-    assert len(again.modules("desk")) <= 20
+    assert len([task for task in again.modules("desk") if task.ending != "skipped"]) <= 20
 
 
 def test_with_another_machine_it_is_the_head_of_a_closet(growing: Growing) -> None:
