@@ -321,6 +321,12 @@ def test_toolkit_that_came_later_restarts_it_and_no_pod_ends() -> None:
     assert planner.plan(replace(applied(bare, server()), toolkit="/usr/bin/x"), server()) == []
 
 
+def test_settings_of_a_server_are_no_agents() -> None:
+    settings = {"cluster-init": True, "kubelet-arg+": ["max-pods=50"], "node-taint": ["a=b:NoSchedule"]}
+    assert settings.items() <= planner.config(server(settings=settings), EMPTY).items()
+    assert set(planner.config(agent(settings=settings), EMPTY)) & set(settings) == {"kubelet-arg+", "node-taint"}
+
+
 def test_card_that_does_not_tell_its_name_changes_nothing() -> None:
     state = applied(EMPTY, server(cards=(A6000,)))
     assert planner.plan(state, server(cards=None)) == []
