@@ -77,10 +77,10 @@ class K3sLab:
         return self.root("pgrep -f '[c]ontainerd-shim' | sort", host)
 
     def changed_since_mark(self, host: str) -> str:
-        """What changed on a host since /run/mark was touched, a run's own traces left out."""
+        """The files that changed on a host since /run/mark was touched, but for labrack's ledgers and the database."""
         places = "/etc /usr /opt /var/lib/rancher /var/lib/labrack /var/lib/kubelet"
-        own = "grep -v -e /var/lib/labrack/managed -e '^/var/lib/labrack$'"
-        return self.root(f"find {places} -newer /run/mark 2>/dev/null | {own} || true", host)
+        own = "grep -v -e /var/lib/labrack/managed -e /server/db/"
+        return self.root(f"find {places} -type f -newer /run/mark 2>/dev/null | {own} || true", host)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ansible_collections.labrack.infra.plugins.module_utils import k3s_observe as host
 from ansible_collections.labrack.infra.plugins.module_utils import k3s_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change, consent
+from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
 from ansible_collections.labrack.infra.plugins.module_utils.k3s_plan import (
     AGENT_TOKEN,
     BINARY,
@@ -42,6 +43,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.k3s_plan import (
     Observed,
     Wanted,
 )
+from ansible_collections.labrack.infra.plugins.module_utils.lab_check import check_facts, check_inventory
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState
 from ansible_collections.labrack.infra.plugins.module_utils.rules_k3s import check_k3s, check_k3s_facts
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
@@ -317,6 +319,12 @@ def test_toolkit_that_came_later_restarts_it_and_no_pod_ends() -> None:
     assert "KillMode=process\n" in planner.unit_text(server=True)
     # a node without cards does not care
     assert planner.plan(replace(applied(bare, server()), toolkit="/usr/bin/x"), server()) == []
+
+
+def test_settings_of_a_server_are_no_agents() -> None:
+    settings = {"cluster-init": True, "kubelet-arg+": ["max-pods=50"], "node-taint": ["a=b:NoSchedule"]}
+    assert settings.items() <= planner.config(server(settings=settings), EMPTY).items()
+    assert set(planner.config(agent(settings=settings), EMPTY)) & set(settings) == {"kubelet-arg+", "node-taint"}
 
 
 def test_card_that_does_not_tell_its_name_changes_nothing() -> None:
@@ -669,6 +677,16 @@ def test_wrong_variables(changed: dict[str, Any], where: str, said: str) -> None
     found = list(check_k3s("desk", {**RIGHT, **changed}))
     assert any(one.key == where and said in one.problem and one.mend for one in found), found
     assert list(check_k3s("desk", {**RIGHT, **changed, "k3s_state": "absent"})) == []
+
+
+def test_rules_are_those_of_the_orchestrator_that_needs_it() -> None:
+    for orchestrator, count in (("skypilot", 1), ("none", 0)):
+        variables = {**RIGHT, "lab_orchestrator": orchestrator, "k3s_version": "latest", "k3s_node_ip": "10.9.9.9"}
+        inventory = Inventory(
+            {"desk": variables}, {"lab_head": ["desk"]}, {"desk": {**FACTS, "groups": [], "subids": []}}
+        )
+        assert [one.key for one in check_inventory(inventory)].count("k3s_version") == count
+        assert [one.key for one in check_facts(inventory)].count("k3s_node_ip") == count
 
 
 def test_name_of_a_node() -> None:

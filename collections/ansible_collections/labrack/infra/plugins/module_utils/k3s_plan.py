@@ -59,6 +59,17 @@ OWN_KEYS = frozenset(
         *("write-kubeconfig-mode",),
     )
 )
+#: Keys of config.yaml that agents have too (docs.k3s.io, k3s agent); they stop at those of a server.
+AGENT_KEYS = frozenset(
+    (
+        *("airgap-extra-registry", "alsologtostderr", "debug", "disable-apiserver-lb"),
+        *("disable-default-registry-endpoint", "enable-pprof", "flannel-cni-conf", "flannel-conf"),
+        *("image-credential-provider-bin-dir", "image-credential-provider-config", "kube-proxy-arg", "kubelet-arg"),
+        *("lb-server-port", "log", "node-external-dns", "node-external-ip", "node-internal-dns", "node-taint"),
+        *("nonroot-devices", "pause-image", "prefer-bundled-bin", "private-registry", "protect-kernel-defaults"),
+        *("resolv-conf", "selinux", "snapshotter", "v", "vmodule"),
+    )
+)
 #: Keys of config.yaml with a secret in their value.
 SECRET_KEY = re.compile(r"secret|password|token|endpoint|access-key")
 #: Keys that a cluster keeps from its first start on.
@@ -256,7 +267,11 @@ def config(wanted: Wanted, state: Observed) -> dict[str, Any]:
         # without the program k3s would not start
         if wanted.gpus.way == "gpu_operator" and state.toolkit:
             made["default-runtime"] = "nvidia"
-    return {**made, **wanted.settings}
+    for key, value in wanted.settings.items():
+        # "key+" adds to a list
+        if wanted.server or key.rstrip("+") in AGENT_KEYS:
+            made[key] = value
+    return made
 
 
 def config_text(keys: Mapping[str, Any]) -> str:

@@ -467,8 +467,10 @@ class Node:
             if settled and self._answers():
                 break
             if time.monotonic() > deadline or int(values.get("NRestarts") or 0) >= RESTARTS:
-                log = run(["journalctl", "--no-pager", "--lines=8", "--output=cat", f"--unit={unit}.service"]).out
-                back = f"; the copy of the database from before is in {planner.SNAPSHOTS}" if before else ""
+                asked = ["--no-pager", "--lines=8", "--output=cat", "--identifier=k3s", f"--unit={unit}.service"]
+                log = run(["journalctl", *asked]).out
+                copied = before and before != self.wanted.version and self.wanted.server
+                back = f"; the copy of the database from before is in {planner.SNAPSHOTS}" if copied else ""
                 raise ServiceError(f"{unit} does not come up{back}; its log ends: {log.strip()}")
         running = host.program_version(f"/proc/{host.main_pid(unit)}/exe")
         self._record(ran=max((running, self.seen.ran), key=planner.numbers))
