@@ -31,14 +31,22 @@ from tests.nodes.test_gitops import simple_index
 DESK, OTHER = "desk", "node1"
 CANARY = "canary-6Hn4Vt8Kd"
 PINNED = (ROOT / "roles/skypilot/files/requirements.txt").read_text(encoding="utf-8")
-#: The version before; what it needs is the same.
-OLD = re.sub(
-    r"^skypilot==0\.14\.1 .*?(?=^\S)",
-    "skypilot==0.13.0 --hash=sha256:0bd0c59a649d59fa21f1093534318e6c2f50b30e10fb3f54f4d702acf2615fb7 "
-    "--hash=sha256:30411fb3622140e61d386494dfaaeefaee737f76565a3838d72a31157571d96c\n",
-    PINNED,
-    flags=re.MULTILINE | re.DOTALL,
-)
+#: The version before, and what it can't take newer: FastAPI and Starlette as they were then.
+BEFORE = {
+    "fastapi": "0.119.1 --hash=sha256:0b8c2a2cce853216e150e9bd4faaed88227f8eb37de21cb200771f491586a27f",
+    "skypilot": "0.13.0 --hash=sha256:0bd0c59a649d59fa21f1093534318e6c2f50b30e10fb3f54f4d702acf2615fb7 "
+    "--hash=sha256:30411fb3622140e61d386494dfaaeefaee737f76565a3838d72a31157571d96c",
+    "starlette": "0.48.0 --hash=sha256:0764ca97b097582558ecb498132ed0c7d942f233f365b86ba37770e026510659",
+}
+
+
+def repinned(pins: dict[str, str]) -> str:
+    """The role's requirements with other versions of some."""
+    entries = re.split(r"^(?=[\w.-]+==)", PINNED, flags=re.MULTILINE)
+    kept = [entry for entry in entries if entry.partition("==")[0] not in pins]
+    return "".join(kept) + "".join(f"{name}=={pin}\n" for name, pin in pins.items())
+
+
 #: What is left of it on a node, by its name; the test's own index is elsewhere.
 TRACES = (
     "find / -xdev \\( -path /proc -o -path /sys -o -path /tmp -o -path /srv -o -path '/var/log/*' \\) -prune -o "
@@ -180,18 +188,14 @@ def desk(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     (inventory / "group_vars/all.yml").write_text(yaml.safe_dump(lab))
     closet = bring_up(name, [NodeSpec(DESK, SYSTEM), NodeSpec(OTHER, SYSTEM)], inventory, state)
     python = closet.root(DESK, "python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").strip()
-    (folder / "old.txt").write_text(OLD)
-    simple_index(folder, python, OLD)
+    (folder / "old.txt").write_text(repinned(BEFORE))
+    simple_index(folder, python, repinned(BEFORE))
     index = simple_index(folder, python, PINNED)
     wheel = ROOT / f".cache/wheels-{python}/skypilot-0.14.1-py3-none-any.whl"
     broken, digest = repacked(wheel, index / "skypilot", "0.14.2")
     with (index / "skypilot/index.html").open("a") as page:
         page.write(f'<a href="{broken.name}">{broken.name}</a>\n')
-    (folder / "broken.txt").write_text(
-        re.sub(
-            r"^skypilot==0\.14\.1 .*?(?=^\S)", f"skypilot==0.14.2 --hash=sha256:{digest}\n", PINNED, flags=re.M | re.S
-        )
-    )
+    (folder / "broken.txt").write_text(repinned({"skypilot": f"0.14.2 --hash=sha256:{digest}"}))
     closet.root(DESK, "rm -rf /srv/simple")
     docker("cp", str(index), f"{closet.lab.node(DESK).container}:/srv/simple")
     if not (KEEP and closet.root(DESK, "getent passwd ada", check=False)):
@@ -374,10 +378,12 @@ def test_nobody_answers_in_the_servers_place(desk: Desk) -> None:
 
 
 def test_the_guard_comes_back(desk: Desk) -> None:
-    desk.root("nft flush ruleset")
+    # Docker's own rules, by which a node finds names
+    desk.root("iptables-save -t nat >/tmp/nat; nft flush ruleset")
     shown = "nft list table inet labrack_skypilot"
     until("the rules are back", lambda: desk.root(shown, check=False), lambda seen: "skuid" in seen, 10)
     desk.root("nft list ruleset | grep -q labrack_skypilot && systemctl reload-or-restart nftables")
+    desk.root("iptables-restore /tmp/nat")
     until("the rules are back", lambda: desk.root(shown, check=False), lambda seen: "skuid" in seen, 10)
     assert desk.ask("mallory", "GET", "/users", host="127.0.0.1", port=46580)[0] == 0
     # no guard, no server

@@ -144,6 +144,22 @@ def test_the_server_is_restarted_for_a_reason(changed: dict[str, Any], why: str)
     assert change.step == ("restart", files.SERVER) and why in change.summary and change.disruption == "restart"
 
 
+def test_a_certificate_that_was_renewed_is_served() -> None:
+    wanted = read_wanted(params(tls_cert="/etc/lab.crt", tls_key="/etc/lab.key"))
+    sources: dict[str, FileState | None] = {"/etc/lab.crt": FileState("new"), "/etc/lab.key": FileState(CANARY)}
+    seen = converged(wanted)
+    seen = replace(seen, files={**seen.files, **sources, files.CERT: FileState("old"), files.CERT_KEY: None})
+    changes = planner.plan(seen, wanted)
+    steps = [("write", files.CERT), ("write", files.CERT_KEY), ("restart", files.PROXY)]
+    assert [change.step for change in changes] == steps and CANARY not in repr(changes)
+    with pytest.raises(SkypilotError, match="no such file on the host"):
+        planner.plan(converged(wanted), wanted)
+    # the host's own, near its end
+    own = read_wanted(params())
+    steps = [change.step for change in planner.plan(replace(converged(own), certificate=False), own)]
+    assert steps == [("cert",), ("restart", files.PROXY)]
+
+
 def test_another_version_is_an_upgrade_and_one_that_failed_is_not_tried_again() -> None:
     wanted = read_wanted(params())
     old = replace(converged(wanted), environments=frozenset({"0.13.0-abc"}), current="0.13.0-abc")

@@ -472,10 +472,11 @@ def plan(state: Observed, wanted: Wanted) -> list[Change]:
         hard = "restart" if path in (*restarting, NGINX, PROXY_UNIT) else "none"
         off[path] = plan_file(path, state.files.get(path), file, hard, secret=is_secret(path))
         changes += off[path]
-    changes += _plan_tls(state, wanted)
+    tls = _plan_tls(state, wanted)
+    changes += tls
     changes += _plan_guard(state, bool(off[GUARD]), bool(off[GUARD_UNIT]))
     changes += _plan_server(state, wanted, any(off[path] for path in restarting))
-    changes += _plan_proxy(state, wanted, bool(off[NGINX] or off[PROXY_UNIT]))
+    changes += _plan_proxy(state, wanted, bool(off[NGINX] or off[PROXY_UNIT] or tls))
     changes += plan_people(state, wanted)
     return changes + plan_file(RECORD, state.files.get(RECORD), record_file(state, wanted))
 
@@ -558,9 +559,7 @@ def _plan_server(state: Observed, wanted: Wanted, configured: bool) -> list[Chan
 def _plan_proxy(state: Observed, wanted: Wanted, configured: bool) -> list[Change]:
     service = state.services.get(PROXY, ServiceState())
     newest = max(state.written.get(path, 0.0) for path in (NGINX, PROXY_UNIT, CERT, CERT_KEY))
-    why = "its configuration changed" if configured or newest > service.since > 0 or not state.certificate else ""
-    if wanted.tls_cert and not configured and not newest > service.since:
-        why = ""
+    why = "its configuration changed" if configured or newest > service.since > 0 else ""
     changes = _unit(PROXY, service, why)
     if not wanted.nginx_was and state.services.get("nginx", ServiceState()).enabled:
         # the package's own server, which this role brought along

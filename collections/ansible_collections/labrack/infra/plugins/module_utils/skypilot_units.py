@@ -118,10 +118,11 @@ Wants=network-pre.target
 Before=network-pre.target shutdown.target
 After=local-fs.target nftables.service
 Conflicts=shutdown.target
+StartLimitIntervalSec=0
 
 [Service]
 ExecStartPre=/usr/sbin/nft -f {GUARD}
-ExecStart=/bin/sh -c 'nft monitor destroy | while read -r _; do {shown} || nft -f {GUARD}; done'
+ExecStart=/bin/sh -c 'nft monitor tables | while read -r _; do {shown} || nft -f {GUARD}; done'
 ExecReload=/usr/sbin/nft -f {GUARD}
 ExecStopPost=-/usr/sbin/nft delete table inet {TABLE}
 Restart=always

@@ -168,6 +168,7 @@ import glob
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import socket
@@ -535,9 +536,14 @@ class Host:
 
     @staticmethod
     def _dies() -> bool:
-        """Whether the server has ended again and again since it was last started by somebody."""
-        shown = run(["systemctl", "show", "--property=NRestarts", "--value", f"{config.SERVER}.service"])
-        return shown.out.strip().isdigit() and int(shown.out) >= MOST_RESTARTS
+        """Whether the server has ended for good, or again and again since somebody started it."""
+        shown = run(["systemctl", "show", "--property=NRestarts,ActiveState", f"{config.SERVER}.service"]).out
+        restarts = re.search(r"NRestarts=(\d+)", shown)
+        return (
+            "ActiveState=failed" in shown
+            or "ActiveState=inactive" in shown
+            or (restarts is not None and int(restarts[1]) >= MOST_RESTARTS)
+        )
 
     def _upgrade(self, name: str) -> None:
         """Go over to another environment, with a copy of the database; back to the old one if it does not come up."""
