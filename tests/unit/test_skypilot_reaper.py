@@ -733,6 +733,7 @@ wishes = st.builds(
     webhook=st.sampled_from(["", "https://host/canary"]),
     token=st.sampled_from(["", "sky_canary"]),
     every=st.integers(1, 60),
+    written=st.sampled_from([(), ("/checkpoints",), ("/checkpoints", "/with space")]),
 )
 
 
@@ -750,12 +751,15 @@ def applied(host: Host, wanted: Wanted, changes: list[Change]) -> Host:
         elif verb == "rmtree":
             assert not found.get("timer", host.timer).active
             found["data"] = [path for path in found.get("data", host.data) if path != words[0]]
-        elif verb in ("enable", "restart"):
-            assert files[skypilot_reaper_plan.TIMER] and files[skypilot_reaper_plan.CONFIG]
-            found |= {"timer": ServiceState(True, True, True), "data": list(skypilot_reaper_plan.DATA)}
         else:
-            assert verb == "disable"
-            found["timer"] = ServiceState()
+            which = "timer" if "reaper" in words[0] else "owner"
+            assert verb in ("enable", "restart", "disable")
+            starts = verb != "disable"
+            if starts:
+                place = skypilot_reaper_plan.TIMER if which == "timer" else skypilot_reaper_plan.OWNER_TIMER
+                assert files[place] and files[skypilot_reaper_plan.CONFIG]
+                found["data"] = list(skypilot_reaper_plan.DATA)
+            found[which] = ServiceState(starts, starts, starts)
     return replace(host, files=files, **found)
 
 
@@ -770,6 +774,14 @@ def test_what_is_planned_is_all_there_is_to_do(first: Wanted, second: Wanted) ->
     gone = Wanted(present=False)
     host = applied(host, second, skypilot_reaper_plan.plan(host, gone))
     assert skypilot_reaper_plan.plan(host, gone) == [] and not any(host.files.values()) and not host.data
+
+
+def test_where_pods_write() -> None:
+    mounts = [{"path": "/data", "read_only": True}, {"path": "/checkpoints/{user}"}, {"path": "/checkpoints/shared"}]
+    read = skypilot_reaper_plan.written_by_pods
+    assert read({"kubernetes": [{"name": "lab"}]}, mounts) == ("/checkpoints", "/checkpoints/shared")
+    assert read({"slurm": [{"name": "closet"}]}, mounts) == ()
+    assert 'ReadWritePaths=-/a "-/b c" -/100%%\n' in skypilot_reaper_plan.owner_service_text(["/a", "/b c", "/100%"])
 
 
 def test_the_settings_are_those_of_the_reaper(tmp_path: Path) -> None:

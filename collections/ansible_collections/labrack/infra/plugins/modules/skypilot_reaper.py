@@ -85,6 +85,11 @@ options:
     description: The inventory's C(skypilot_infra).
     type: dict
     default: {}
+  mounts:
+    description: The inventory's C(skypilot_mounts). What pods write there into people's folders is given to them.
+    type: list
+    elements: dict
+    default: []
   unix_names:
     description: Unix names by those in SkyPilot, where they differ.
     type: dict
@@ -148,6 +153,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "token": {"type": "str", "no_log": True},
     "kubectl": {"type": "list", "elements": "str", "default": ["kubectl"]},
     "infra": {"type": "dict", "default": {}},
+    "mounts": {"type": "list", "elements": "dict", "default": []},
     "unix_names": {"type": "dict", "default": {}},
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
@@ -161,19 +167,21 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
         raise ReaperError(problem)
     webhook, token = params["webhook"] or "", params["token"] or ""
     settings = planner.settings_of(params, bool(webhook), bool(token))
-    return Wanted(True, settings, webhook, token, params["every_minutes"])
+    written = planner.written_by_pods(params["infra"], params["mounts"])
+    return Wanted(True, settings, webhook, token, params["every_minutes"], written)
 
 
 def observe() -> Observed:
     """Read files and timer, and what a reaper has left."""
-    timer = f"{planner.UNIT}.timer"
+    timers = [f"{planner.UNIT}.timer", f"{planner.OWNER}.timer"]
+    states = observe_services(timers)
     try:
         user = bool(pwd.getpwnam(planner.USER))
     except KeyError:
         user = False
     return Observed(
         {path: observe_file(path) for path in planner.FILES},
-        observe_services([timer])[timer],
+        *(states[timer] for timer in timers),
         user,
         [path for path in planner.DATA if os.path.lexists(path)],
     )
@@ -205,9 +213,9 @@ def apply(changes: list[Change], wanted: Wanted, seen: Observed) -> None:
             if verb == "disable":
                 act("stop", *words)
                 # a run that goes on would write its state once more
-                act("stop", planner.UNIT)
+                act("stop", words[0].replace(".timer", ".service"))
             act(verb, *words)
-        units |= verb in ("write", "remove") and words[0] in (planner.SERVICE, planner.TIMER)
+        units |= verb in ("write", "remove") and words[0] in planner.UNIT_FILES
     if units:
         daemon_reload()
 
