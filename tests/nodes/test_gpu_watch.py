@@ -231,9 +231,9 @@ def test_no_driver_and_no_cards(desk: Closet) -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"gpu_watch_hot": 20}, "gpu_watch_hot is 20: not from 40 to 120"),
-        ({"gpu_watch_mail": "a b"}, "gpu_watch_mail is 'a b': no address"),
-        ({"gpu_watch_webhook": "ftp://x"}, "gpu_watch_webhook (value hidden) is no http or https address"),
+        ({"gpu_watch_hot": 20}, "gpu_watch_hot = 20: not from 40 to 120"),
+        ({"gpu_watch_mail": "a b"}, "gpu_watch_mail = a b: not an address"),
+        ({"gpu_watch_webhook": "ftp://x"}, "gpu_watch_webhook = (not shown): not a http or https address"),
     ],
 )
 def test_wrong_wishes_change_nothing(desk: Closet, variables: dict[str, Any], words: str) -> None:

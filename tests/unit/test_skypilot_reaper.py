@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_reaper_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Observed as Host
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Wanted
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
@@ -798,7 +799,8 @@ def test_the_settings_are_those_of_the_reaper(tmp_path: Path) -> None:
         "unix_names": {"ada-cli": "ada"},
         "infra": {"kubernetes": [{"name": "lab"}], "slurm": [{"name": "closet"}], "ssh_pools": {"pool": {}}},
     }
-    assert not list(skypilot_reaper_plan.problems(variables))
+    named = {f"skypilot_reaper_{key}": value for key, value in variables.items()}
+    assert not list(skypilot_reaper_plan.problems(named))
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(skypilot_reaper_plan.settings_of(variables, webhook=True, token=False)))
     config, place = reaper.load(str(file))
@@ -816,16 +818,18 @@ def test_the_settings_are_those_of_the_reaper(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"grace_hours": 0.0}, "skypilot_reaper_grace_hours is 0.0: not from 0.25"),
-        ({"idle_hours": -1.0}, "skypilot_reaper_idle_hours is -1.0"),
-        ({"idle_minutes": 0}, "skypilot_reaper_idle_minutes is 0"),
-        ({"busy_percent": 90}, "skypilot_reaper_busy_percent is 90"),
-        ({"every_minutes": 0}, "skypilot_reaper_every_minutes is 0"),
-        ({"mail_domain": "a b"}, "skypilot_reaper_mail_domain"),
-        ({"report_mail": "a, b"}, "skypilot_reaper_report_mail"),
-        ({"webhook": "ftp://canary"}, "skypilot_reaper_webhook (value hidden)"),
+        ({"grace_hours": 0.0}, "skypilot_reaper_grace_hours = 0.0: not from 0.25 to 8760"),
+        ({"idle_hours": -1.0}, "skypilot_reaper_idle_hours = -1.0"),
+        ({"idle_minutes": 0}, "skypilot_reaper_idle_minutes = 0"),
+        ({"busy_percent": 90}, "skypilot_reaper_busy_percent = 90"),
+        ({"every_minutes": 0}, "skypilot_reaper_every_minutes = 0"),
+        ({"mail_domain": "a b"}, "skypilot_reaper_mail_domain = a b"),
+        ({"report_mail": "a, b"}, "skypilot_reaper_report_mail = a, b"),
+        ({"webhook": "ftp://canary"}, "skypilot_reaper_webhook = (not shown)"),
     ],
 )
 def test_wrong_wishes_are_said(variables: dict[str, Any], words: str) -> None:
-    (problem,) = skypilot_reaper_plan.problems(variables)
-    assert words in problem and "Mend:" in problem and "canary" not in problem
+    full = {f"skypilot_reaper_{key}": value for key, value in variables.items()}
+    (problem,) = skypilot_reaper_plan.problems(full)
+    assert words in problem.line() and "Mend:" in problem.line() and "canary" not in problem.line()
+    assert list(check_gpu_variables(full)) == [problem], "before any node is touched"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
 
@@ -45,8 +46,6 @@ UNIT_FILES = frozenset({SERVICE, TIMER, OWNER_SERVICE, OWNER_TIMER})
 DATA = (MESSAGES, STATE, f"{HOME}/reaper.lock", f"{HOME}/reaper.damaged", REPORTS, CLIENT)
 HEADER = "# Written by labrack.\n"
 HOURS = ("grace_hours", "no_autostop_hours", "stuck_hours", "unknown_hours", "idle_hours")
-#: Minutes that may be between two looks; what is longer could miss that somebody worked.
-EVERY = (1, 60)
 
 
 class ReaperError(ValueError):
@@ -79,31 +78,32 @@ class Observed:
     data: Sequence[str] = ()
 
 
-def problems(variables: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong in the role's variables (without their prefix), with key, value and mend."""
-    for key in HOURS:
+#: Least and most of the variables that are numbers. What is longer between two looks could miss that somebody worked.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(HOURS, (0, 8760)),
+    "grace_hours": (0.25, 8760),
+    "idle_minutes": (1, 10080),
+    "busy_percent": (0, 50),
+    "every_minutes": (1, 60),
+}
+
+
+def problems(variables: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong in the role's variables, by their full names."""
+    for name, (least, most) in BOUNDS.items():
+        key = f"skypilot_reaper_{name}"
         value = variables.get(key)
-        least = 0.0 if key != "grace_hours" else 0.25
-        if value is not None and not least <= value <= 8760:
-            yield f"skypilot_reaper_{key} is {value}: not from {least:g} to 8760. Mend: write a number of hours"
-    minutes = variables.get("idle_minutes")
-    if minutes is not None and not 1 <= minutes <= 10080:
-        yield f"skypilot_reaper_idle_minutes is {minutes}: not from 1 to 10080. Mend: write a number of minutes"
-    percent = variables.get("busy_percent")
-    if percent is not None and not 0 <= percent <= 50:
-        yield f"skypilot_reaper_busy_percent is {percent}: not from 0 to 50. Mend: write 0, which is none at all"
-    every = variables.get("every_minutes")
-    if every is not None and not EVERY[0] <= every <= EVERY[1]:
-        yield f"skypilot_reaper_every_minutes is {every}: not from {EVERY[0]} to {EVERY[1]}. Mend: write 10"
-    domain = str(variables.get("mail_domain") or "")
+        if value is not None and not least <= value <= most:
+            yield Finding((key,), shown(value), f"not from {least:g} to {most:g}", "write a number in between")
+    domain = str(variables.get("skypilot_reaper_mail_domain") or "")
     if domain and not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", domain):
-        yield f"skypilot_reaper_mail_domain is {domain!r}: no domain. Mend: write example.org"
-    mail = str(variables.get("report_mail") or "")
+        yield Finding(("skypilot_reaper_mail_domain",), shown(domain), "not a domain", "write example.org")
+    mail = str(variables.get("skypilot_reaper_report_mail") or "")
     if mail and not re.fullmatch(r"[^\s@<>,]+(@[^\s@<>,]+)?", mail):
-        yield f"skypilot_reaper_report_mail is {mail!r}: no address. Mend: write admin@example.org"
-    webhook = str(variables.get("webhook") or "")
+        yield Finding(("skypilot_reaper_report_mail",), shown(mail), "not an address", "write admin@example.org")
+    webhook = str(variables.get("skypilot_reaper_webhook") or "")
     if webhook and not re.fullmatch(r"https?://\S+", webhook.strip()):
-        yield "skypilot_reaper_webhook (value hidden) is no http or https address. Mend: write https://…"
+        yield Finding(("skypilot_reaper_webhook",), HIDDEN, "not a http or https address", "write https://…")
 
 
 def settings_of(variables: Mapping[str, Any], webhook: bool, token: bool) -> dict[str, Any]:

@@ -9,8 +9,8 @@ module: skypilot_reaper
 short_description: Converge what looks for forgotten GPUs on a SkyPilot server's host
 version_added: 0.1.0
 description:
-  - Settings, service and timer of the reaper, and what people read at login, see C(docs/SKYPILOT.md). The server's user
-    has to be there.
+  - Settings, service and timer of the reaper, and what people read at login, see the role
+    P(labrack.infra.skypilot#role). The server's user has to be there.
 author:
   - labrack contributors (@labrack)
 extends_documentation_fragment:
@@ -163,8 +163,8 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     """Return what the parameters want; ReaperError for a wrong one."""
     if params["state"] == "absent":
         return Wanted(present=False)
-    for problem in planner.problems(params):
-        raise ReaperError(problem)
+    for problem in planner.problems({f"skypilot_reaper_{key}": value for key, value in params.items()}):
+        raise ReaperError(problem.line())
     webhook, token = params["webhook"] or "", params["token"] or ""
     settings = planner.settings_of(params, bool(webhook), bool(token))
     written = planner.written_by_pods(params["infra"], params["mounts"])
@@ -173,15 +173,16 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
 
 def observe() -> Observed:
     """Read files and timer, and what a reaper has left."""
-    timers = [f"{planner.UNIT}.timer", f"{planner.OWNER}.timer"]
-    states = observe_services(timers)
+    reaper, owner = f"{planner.UNIT}.timer", f"{planner.OWNER}.timer"
+    states = observe_services([reaper, owner])
     try:
         user = bool(pwd.getpwnam(planner.USER))
     except KeyError:
         user = False
     return Observed(
         {path: observe_file(path) for path in planner.FILES},
-        *(states[timer] for timer in timers),
+        states[reaper],
+        states[owner],
         user,
         [path for path in planner.DATA if os.path.lexists(path)],
     )
