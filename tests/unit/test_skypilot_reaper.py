@@ -489,6 +489,15 @@ def test_a_dry_run_does_nothing_but_count(lab: Lab) -> None:
     assert {call[call.index("lab") + 1] for call in lab.commands.calls if "lab" in call} == {"get", "exec"}
 
 
+def test_a_dry_run_does_not_even_what_it_is_told(lab: Lab) -> None:
+    finding = reaping.Finding("k", reaping.STUCK, "train", "ada", "x", "down", ("train",))
+    actions = [Action(kind, finding, "x") for kind in ("warn", "end")]
+    dry = replace(lab.config, dry_run=True)
+    voice = reaper.Voice(lab.place)
+    memory = reaper.apply(actions, Memory(), seen(), lab.sky, Field(lab.place, lab.commands), voice, dry)
+    assert memory == Memory() and lab.sky.did == [] and lab.messages() == {}
+
+
 def test_who_comes_back_in_the_last_minute_stays(lab: Lab) -> None:
     lab.commands.pods = [kubernetes_pod("debug-bbbb2222", "ben")]
     lab.run(1.9)
