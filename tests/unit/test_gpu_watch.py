@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from ansible_collections.labrack.infra.plugins.module_utils import gpu_watch_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.gpu_watch_plan import Observed, Wanted
+from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
 
 ROOT = Path(__file__).parents[2]
@@ -435,18 +436,20 @@ def test_only_a_changed_timer_is_started_anew() -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"hot": 20}, "gpu_watch_hot is 20: not from 40 to 120"),
-        ({"keep_days": 0}, "gpu_watch_keep_days is 0"),
-        ({"sustain": 100}, "gpu_watch_sustain is 100"),
-        ({"heat_watts": -1}, "gpu_watch_heat_watts is -1"),
-        ({"mail": "a b"}, "gpu_watch_mail is 'a b'"),
-        ({"webhook": "ftp://canary"}, "gpu_watch_webhook (value hidden)"),
+        ({"hot": 20}, "gpu_watch_hot = 20: not from 40 to 120"),
+        ({"keep_days": 0}, "gpu_watch_keep_days = 0"),
+        ({"sustain": 100}, "gpu_watch_sustain = 100"),
+        ({"heat_watts": -1}, "gpu_watch_heat_watts = -1"),
+        ({"mail": "a b"}, "gpu_watch_mail = a b: not an address"),
+        ({"webhook": "ftp://canary"}, "gpu_watch_webhook = (not shown): not a http or https address"),
     ],
 )
 def test_wrong_wishes_are_said(variables: dict[str, Any], words: str) -> None:
-    (problem,) = gpu_watch_plan.problems({**NUMBERS, **variables})
-    assert words in problem and "Mend:" in problem and "canary" not in problem
-    assert not list(gpu_watch_plan.problems(NUMBERS))
+    full = {f"gpu_watch_{key}": value for key, value in {**NUMBERS, **variables}.items()}
+    (problem,) = gpu_watch_plan.problems(full)
+    assert words in problem.line() and "Mend:" in problem.line() and "canary" not in problem.line()
+    assert list(check_gpu_variables(full)) == [problem], "before any node is touched"
+    assert not list(gpu_watch_plan.problems({f"gpu_watch_{key}": value for key, value in NUMBERS.items()}))
 
 
 def test_the_settings_are_those_of_the_command() -> None:

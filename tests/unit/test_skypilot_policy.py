@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labrack_skypilot import limits
+from labrack_skypilot import limits, owner
 from labrack_skypilot.limits import HostPath, Launch, Limits, Refused, decide
 
 LIMITS = Limits(
@@ -304,3 +307,78 @@ def test_no_settings_let_nothing_through(tmp_path: Path) -> None:
         limits.load(str(tmp_path / "none"))
     (tmp_path / "empty").write_text("{}")
     assert limits.load(str(tmp_path / "empty")) == Limits()
+
+
+# --- whose the files are ---------------------------------------------------------------------------------------------
+
+
+def test_whose_folders_are_given() -> None:
+    assert owner.folders(LIMITS) == [
+        owner.Folder("/checkpoints/ada", 2001, 3001, True),
+        owner.Folder("/scratch/ada", 2001, 3001),
+        owner.Folder("/checkpoints/ben", 2002, 2002, True),
+        owner.Folder("/scratch/ben", 2002, 2002),
+    ]
+    assert owner.folders(replace(LIMITS, unix_names={"ada": "../x", "ben@example.org": ""})) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_what_pods_wrote_belongs_to_the_user(tmp_path: Path) -> None:
+    folder = owner.Folder(str(tmp_path / "ada"), 2001, 3001, made=True)
+    assert owner.give(folder) == 0
+    info = os.stat(folder.path)
+    assert (info.st_uid, info.st_gid, info.st_mode & 0o7777) == (2001, 3001, 0o2770)
+    run = Path(folder.path) / "run"
+    (run / "deep").mkdir(parents=True)
+    (run / "weights").write_text("x")
+    (run / "weights").chmod(0o4755)
+    (run / "deep/log").write_text("x")
+    os.chown(run / "deep/log", 1000, 1000)
+    (run / "ben").write_text("another's, who works with her")
+    os.chown(run / "ben", 2002, 2002)
+    outside = tmp_path / "outside"
+    outside.write_text("root's")
+    (run / "link").symlink_to(outside)
+    os.link(outside, run / "other-name")
+    os.mkfifo(run / "pipe")
+    if _may_mknod(tmp_path):
+        os.mknod(run / "disk", 0o600 | stat.S_IFBLK, os.makedev(7, 0))
+
+    assert owner.give(folder) == 4
+    assert {path.name: path.lstat().st_uid for path in run.rglob("*") if path.name != "disk"} == {
+        "deep": 2001,
+        "weights": 2001,
+        "log": 2001,
+        "ben": 2002,
+        "link": 0,
+        "other-name": 0,
+        "pipe": 0,
+    }
+    assert run.stat().st_uid == 2001 and outside.stat().st_uid == 0 and not (run / "weights").stat().st_mode & 0o6000
+    assert not (run / "disk").exists() or (run / "disk").lstat().st_uid == 0
+    assert owner.give(folder) == 0
+
+
+def _may_mknod(folder: Path) -> bool:
+    try:
+        os.mknod(folder / "probe", 0o600 | stat.S_IFBLK, os.makedev(7, 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_a_folder_that_is_not_theirs_stays(tmp_path: Path) -> None:
+    (tmp_path / "ada").mkdir()
+    (tmp_path / "ada/file").write_text("x")
+    assert owner.give(owner.Folder(str(tmp_path / "ada"), 2001, 3001)) == 0
+    (tmp_path / "ben").symlink_to(tmp_path / "ada")
+    os.chown(tmp_path / "ada", 2002, 2002)
+    assert owner.give(owner.Folder(str(tmp_path / "ben"), 2002, 2002)) == 0
+    assert owner.give(owner.Folder(str(tmp_path / "none"), 2002, 2002)) == 0
+    assert (tmp_path / "ada/file").stat().st_uid == 0
+
+
+def test_without_settings_nothing_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert owner.main(["--settings", str(tmp_path / "none")]) == 1
+    assert "Mend:" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_reaper_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Observed as Host
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Wanted
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
@@ -488,6 +489,15 @@ def test_a_dry_run_does_nothing_but_count(lab: Lab) -> None:
     assert {call[call.index("lab") + 1] for call in lab.commands.calls if "lab" in call} == {"get", "exec"}
 
 
+def test_a_dry_run_does_not_even_what_it_is_told(lab: Lab) -> None:
+    finding = reaping.Finding("k", reaping.STUCK, "train", "ada", "x", "down", ("train",))
+    actions = [Action(kind, finding, "x") for kind in ("warn", "end")]
+    dry = replace(lab.config, dry_run=True)
+    voice = reaper.Voice(lab.place)
+    memory = reaper.apply(actions, Memory(), seen(), lab.sky, Field(lab.place, lab.commands), voice, dry)
+    assert memory == Memory() and lab.sky.did == [] and lab.messages() == {}
+
+
 def test_who_comes_back_in_the_last_minute_stays(lab: Lab) -> None:
     lab.commands.pods = [kubernetes_pod("debug-bbbb2222", "ben")]
     lab.run(1.9)
@@ -733,6 +743,7 @@ wishes = st.builds(
     webhook=st.sampled_from(["", "https://host/canary"]),
     token=st.sampled_from(["", "sky_canary"]),
     every=st.integers(1, 60),
+    written=st.sampled_from([(), ("/checkpoints",), ("/checkpoints", "/with space")]),
 )
 
 
@@ -750,12 +761,15 @@ def applied(host: Host, wanted: Wanted, changes: list[Change]) -> Host:
         elif verb == "rmtree":
             assert not found.get("timer", host.timer).active
             found["data"] = [path for path in found.get("data", host.data) if path != words[0]]
-        elif verb in ("enable", "restart"):
-            assert files[skypilot_reaper_plan.TIMER] and files[skypilot_reaper_plan.CONFIG]
-            found |= {"timer": ServiceState(True, True, True), "data": list(skypilot_reaper_plan.DATA)}
         else:
-            assert verb == "disable"
-            found["timer"] = ServiceState()
+            which = "timer" if "reaper" in words[0] else "owner"
+            assert verb in ("enable", "restart", "disable")
+            starts = verb != "disable"
+            if starts:
+                place = skypilot_reaper_plan.TIMER if which == "timer" else skypilot_reaper_plan.OWNER_TIMER
+                assert files[place] and files[skypilot_reaper_plan.CONFIG]
+                found["data"] = list(skypilot_reaper_plan.DATA)
+            found[which] = ServiceState(starts, starts, starts)
     return replace(host, files=files, **found)
 
 
@@ -772,6 +786,14 @@ def test_what_is_planned_is_all_there_is_to_do(first: Wanted, second: Wanted) ->
     assert skypilot_reaper_plan.plan(host, gone) == [] and not any(host.files.values()) and not host.data
 
 
+def test_where_pods_write() -> None:
+    mounts = [{"path": "/data", "read_only": True}, {"path": "/checkpoints/{user}"}, {"path": "/checkpoints/shared"}]
+    read = skypilot_reaper_plan.written_by_pods
+    assert read({"kubernetes": [{"name": "lab"}]}, mounts) == ("/checkpoints", "/checkpoints/shared")
+    assert read({"slurm": [{"name": "closet"}]}, mounts) == ()
+    assert 'ReadWritePaths=-/a "-/b c" -/100%%\n' in skypilot_reaper_plan.owner_service_text(["/a", "/b c", "/100%"])
+
+
 def test_the_settings_are_those_of_the_reaper(tmp_path: Path) -> None:
     variables = {
         "dry_run": False,
@@ -786,7 +808,8 @@ def test_the_settings_are_those_of_the_reaper(tmp_path: Path) -> None:
         "unix_names": {"ada-cli": "ada"},
         "infra": {"kubernetes": [{"name": "lab"}], "slurm": [{"name": "closet"}], "ssh_pools": {"pool": {}}},
     }
-    assert not list(skypilot_reaper_plan.problems(variables))
+    named = {f"skypilot_reaper_{key}": value for key, value in variables.items()}
+    assert not list(skypilot_reaper_plan.problems(named))
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(skypilot_reaper_plan.settings_of(variables, webhook=True, token=False)))
     config, place = reaper.load(str(file))
@@ -804,16 +827,18 @@ def test_the_settings_are_those_of_the_reaper(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"grace_hours": 0.0}, "skypilot_reaper_grace_hours is 0.0: not from 0.25"),
-        ({"idle_hours": -1.0}, "skypilot_reaper_idle_hours is -1.0"),
-        ({"idle_minutes": 0}, "skypilot_reaper_idle_minutes is 0"),
-        ({"busy_percent": 90}, "skypilot_reaper_busy_percent is 90"),
-        ({"every_minutes": 0}, "skypilot_reaper_every_minutes is 0"),
-        ({"mail_domain": "a b"}, "skypilot_reaper_mail_domain"),
-        ({"report_mail": "a, b"}, "skypilot_reaper_report_mail"),
-        ({"webhook": "ftp://canary"}, "skypilot_reaper_webhook (value hidden)"),
+        ({"grace_hours": 0.0}, "skypilot_reaper_grace_hours = 0.0: not from 0.25 to 8760"),
+        ({"idle_hours": -1.0}, "skypilot_reaper_idle_hours = -1.0"),
+        ({"idle_minutes": 0}, "skypilot_reaper_idle_minutes = 0"),
+        ({"busy_percent": 90}, "skypilot_reaper_busy_percent = 90"),
+        ({"every_minutes": 0}, "skypilot_reaper_every_minutes = 0"),
+        ({"mail_domain": "a b"}, "skypilot_reaper_mail_domain = a b"),
+        ({"report_mail": "a, b"}, "skypilot_reaper_report_mail = a, b"),
+        ({"webhook": "ftp://canary"}, "skypilot_reaper_webhook = (not shown)"),
     ],
 )
 def test_wrong_wishes_are_said(variables: dict[str, Any], words: str) -> None:
-    (problem,) = skypilot_reaper_plan.problems(variables)
-    assert words in problem and "Mend:" in problem and "canary" not in problem
+    full = {f"skypilot_reaper_{key}": value for key, value in variables.items()}
+    (problem,) = skypilot_reaper_plan.problems(full)
+    assert words in problem.line() and "Mend:" in problem.line() and "canary" not in problem.line()
+    assert list(check_gpu_variables(full)) == [problem], "before any node is touched"

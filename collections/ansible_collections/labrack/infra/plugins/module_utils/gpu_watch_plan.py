@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
 
@@ -74,18 +75,20 @@ class Observed:
     data: bool = False
 
 
-def problems(variables: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong in the role's variables (without their prefix), with key, value and mend."""
+def problems(variables: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong in the role's variables, by their full names."""
     for key, (least, most) in BOUNDS.items():
-        value = variables.get(key)
+        value = variables.get(f"gpu_watch_{key}")
         if value is not None and not least <= value <= most:
-            yield f"gpu_watch_{key} is {value}: not from {least} to {most}. Mend: write a number between them"
-    mail = str(variables.get("mail") or "")
+            yield Finding(
+                (f"gpu_watch_{key}",), shown(value), f"not from {least} to {most}", "write a number in between"
+            )
+    mail = str(variables.get("gpu_watch_mail") or "")
     if mail and not re.fullmatch(r"[^\s@<>,]+(@[^\s@<>,]+)?", mail):
-        yield f"gpu_watch_mail is {mail!r}: no address. Mend: write admin@example.org"
-    webhook = str(variables.get("webhook") or "")
+        yield Finding(("gpu_watch_mail",), shown(mail), "not an address", "write admin@example.org")
+    webhook = str(variables.get("gpu_watch_webhook") or "")
     if webhook and not re.fullmatch(r"https?://\S+", webhook.strip()):
-        yield "gpu_watch_webhook (value hidden) is no http or https address. Mend: write https://…"
+        yield Finding(("gpu_watch_webhook",), HIDDEN, "not a http or https address", "write https://…")
 
 
 def service_text() -> str:

@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Rules for machines with GPUs: the driver's wish against the cards, power limits, the container runtime."""
+"""Rules for machines with GPUs: the driver's wish against the cards, power limits, the container runtime, the watch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ansible_collections.labrack.infra.plugins.module_utils import gpu_watch_plan, skypilot_reaper_plan
 from ansible_collections.labrack.infra.plugins.module_utils.driver_choice import (
     BRANCHES,
     Wish,
@@ -23,7 +24,7 @@ URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 
 
 def check_gpu_variables(variables: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what is wrong in the variables of the driver and the container toolkit, without asking a node."""
+    """Yield what is wrong in the variables of driver, container toolkit and watch, without asking a node."""
     branch, version = variables.get("nvidia_driver_branch"), variables.get("nvidia_driver_version")
     if branch and branch not in BRANCHES:
         mend = f"use one of {', '.join(BRANCHES)}, or leave it out"
@@ -38,6 +39,8 @@ def check_gpu_variables(variables: Mapping[str, Any]) -> Iterator[Finding]:
             path = ("nvidia_driver_power_limits", str(kind))
             yield Finding(path, shown(watts), "not a power in watts", "write a whole number, such as 300")
     yield from _check_addresses(variables)
+    yield from gpu_watch_plan.problems(variables)
+    yield from skypilot_reaper_plan.problems(variables)
 
 
 def _check_addresses(variables: Mapping[str, Any]) -> Iterator[Finding]:

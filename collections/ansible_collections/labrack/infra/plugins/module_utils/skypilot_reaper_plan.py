@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
 
@@ -27,6 +28,10 @@ WEBHOOK = "/etc/labrack/skypilot_reaper_webhook"
 TOKEN = "/etc/labrack/skypilot_reaper_token"  # noqa: S105  (a path)
 SERVICE = f"/etc/systemd/system/{UNIT}.service"
 TIMER = f"/etc/systemd/system/{UNIT}.timer"
+#: The other service: it gives what pods wrote to whom it belongs.
+OWNER = "labrack-skypilot-owner"
+OWNER_SERVICE = f"/etc/systemd/system/{OWNER}.service"
+OWNER_TIMER = f"/etc/systemd/system/{OWNER}.timer"
 LOGIN = "/etc/profile.d/labrack-messages.sh"
 #: What people read at login, a file for each; what the reaper remembers, its reports, and the home of its client.
 MESSAGES = "/run/labrack/messages"
@@ -35,13 +40,12 @@ REPORTS = f"{HOME}/reports"
 CLIENT = f"{HOME}/reaper"
 SECRETS = frozenset({WEBHOOK, TOKEN})
 #: The files of the role, in the order in which they are written.
-FILES = (CONFIG, WEBHOOK, TOKEN, SERVICE, TIMER, LOGIN)
+FILES = (CONFIG, WEBHOOK, TOKEN, SERVICE, TIMER, LOGIN, OWNER_SERVICE, OWNER_TIMER)
+UNIT_FILES = frozenset({SERVICE, TIMER, OWNER_SERVICE, OWNER_TIMER})
 #: What the reaper leaves behind.
 DATA = (MESSAGES, STATE, f"{HOME}/reaper.lock", f"{HOME}/reaper.damaged", REPORTS, CLIENT)
 HEADER = "# Written by labrack.\n"
 HOURS = ("grace_hours", "no_autostop_hours", "stuck_hours", "unknown_hours", "idle_hours")
-#: Minutes that may be between two looks; what is longer could miss that somebody worked.
-EVERY = (1, 60)
 
 
 class ReaperError(ValueError):
@@ -50,50 +54,56 @@ class ReaperError(ValueError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the host shall be. ``settings`` are the reaper's, as its module ``reaper`` has them, without secrets."""
+    """What the host shall be. ``settings`` are the reaper's, as its module ``reaper`` has them, without secrets.
+
+    ``written``: folders of this host in which pods write; what is in people's folders there is given to them.
+    """
 
     present: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     webhook: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
     every: int = 10
+    written: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Observed:
-    """The host as it is. ``user``: the server's user is there; ``data``: what a reaper has left behind."""
+    """The host as it is; both timers. ``user``: the server's user is there; ``data``: what a reaper has left behind."""
 
     files: Mapping[str, FileState | None] = field(default_factory=dict)
     timer: ServiceState = field(default_factory=ServiceState)
+    owner: ServiceState = field(default_factory=ServiceState)
     user: bool = True
     data: Sequence[str] = ()
 
 
-def problems(variables: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong in the role's variables (without their prefix), with key, value and mend."""
-    for key in HOURS:
+#: Least and most of the variables that are numbers. What is longer between two looks could miss that somebody worked.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(HOURS, (0, 8760)),
+    "grace_hours": (0.25, 8760),
+    "idle_minutes": (1, 10080),
+    "busy_percent": (0, 50),
+    "every_minutes": (1, 60),
+}
+
+
+def problems(variables: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong in the role's variables, by their full names."""
+    for name, (least, most) in BOUNDS.items():
+        key = f"skypilot_reaper_{name}"
         value = variables.get(key)
-        least = 0.0 if key != "grace_hours" else 0.25
-        if value is not None and not least <= value <= 8760:
-            yield f"skypilot_reaper_{key} is {value}: not from {least:g} to 8760. Mend: write a number of hours"
-    minutes = variables.get("idle_minutes")
-    if minutes is not None and not 1 <= minutes <= 10080:
-        yield f"skypilot_reaper_idle_minutes is {minutes}: not from 1 to 10080. Mend: write a number of minutes"
-    percent = variables.get("busy_percent")
-    if percent is not None and not 0 <= percent <= 50:
-        yield f"skypilot_reaper_busy_percent is {percent}: not from 0 to 50. Mend: write 0, which is none at all"
-    every = variables.get("every_minutes")
-    if every is not None and not EVERY[0] <= every <= EVERY[1]:
-        yield f"skypilot_reaper_every_minutes is {every}: not from {EVERY[0]} to {EVERY[1]}. Mend: write 10"
-    domain = str(variables.get("mail_domain") or "")
+        if value is not None and not least <= value <= most:
+            yield Finding((key,), shown(value), f"not from {least:g} to {most:g}", "write a number in between")
+    domain = str(variables.get("skypilot_reaper_mail_domain") or "")
     if domain and not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", domain):
-        yield f"skypilot_reaper_mail_domain is {domain!r}: no domain. Mend: write example.org"
-    mail = str(variables.get("report_mail") or "")
+        yield Finding(("skypilot_reaper_mail_domain",), shown(domain), "not a domain", "write example.org")
+    mail = str(variables.get("skypilot_reaper_report_mail") or "")
     if mail and not re.fullmatch(r"[^\s@<>,]+(@[^\s@<>,]+)?", mail):
-        yield f"skypilot_reaper_report_mail is {mail!r}: no address. Mend: write admin@example.org"
-    webhook = str(variables.get("webhook") or "")
+        yield Finding(("skypilot_reaper_report_mail",), shown(mail), "not an address", "write admin@example.org")
+    webhook = str(variables.get("skypilot_reaper_webhook") or "")
     if webhook and not re.fullmatch(r"https?://\S+", webhook.strip()):
-        yield "skypilot_reaper_webhook (value hidden) is no http or https address. Mend: write https://…"
+        yield Finding(("skypilot_reaper_webhook",), HIDDEN, "not a http or https address", "write https://…")
 
 
 def settings_of(variables: Mapping[str, Any], webhook: bool, token: bool) -> dict[str, Any]:
@@ -118,6 +128,17 @@ def settings_of(variables: Mapping[str, Any], webhook: bool, token: bool) -> dic
     found["webhook_file"] = WEBHOOK if webhook else ""
     found["token_file"] = TOKEN if token else ""
     return found
+
+
+def written_by_pods(infra: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the folders in which pods of this lab write, of ``skypilot_infra`` and ``skypilot_mounts``.
+
+    A path with ``{user}`` in it stands for the folder that has people's folders.
+    """
+    if not (infra.get("kubernetes") or infra.get("ssh_pools")):
+        return ()
+    paths = [str(mount["path"]).partition("/{user}")[0] for mount in mounts if not mount.get("read_only")]
+    return tuple(dict.fromkeys(paths))
 
 
 def service_text() -> str:
@@ -179,6 +200,55 @@ WantedBy=timers.target
 """
 
 
+def owner_service_text(written: Sequence[str]) -> str:
+    """Return the unit that gives files away: it may do that, and sees nothing but these folders to write to."""
+    places = " ".join(_quoted(f"-{path}") for path in written)
+    return f"""{HEADER}[Unit]
+Description=Give what pods wrote in people's folders to them
+Documentation=man:systemd.exec(5)
+ConditionPathExists={PYTHON}
+
+[Service]
+Type=oneshot
+ExecStart={PYTHON} -m labrack_skypilot.owner
+TimeoutStartSec=1h
+Nice=15
+IOSchedulingClass=idle
+UMask=0077
+NoNewPrivileges=true
+CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_FSETID CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH
+ProtectSystem=strict
+ReadWritePaths={places}
+PrivateTmp=true
+PrivateDevices=true
+ProtectKernelModules=true
+ProtectKernelTunables=true
+ProtectKernelLogs=true
+ProtectControlGroups=true
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=true
+LockPersonality=true
+"""
+
+
+def _quoted(path: str) -> str:
+    """Return a word as a unit file takes it (systemd.syntax(7), Quoting)."""
+    text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"' if re.search(r"\s", text) else text
+
+
+OWNER_TIMER_TEXT = f"""{HEADER}[Unit]
+Description=Give what pods wrote in people's folders to them
+
+[Timer]
+OnBootSec=2min
+OnUnitInactiveSec=5min
+
+[Install]
+WantedBy=timers.target
+"""
+
+
 #: Only for people, and only what is theirs; the name comes from the system and not from the environment.
 LOGIN_TEXT = f"""{HEADER}case $- in
 *i*)
@@ -203,6 +273,8 @@ def wanted_files(wanted: Wanted) -> dict[str, FileState | None]:
         SERVICE: FileState(service_text()),
         TIMER: FileState(timer_text(wanted.every)),
         LOGIN: FileState(LOGIN_TEXT),
+        OWNER_SERVICE: FileState(owner_service_text(wanted.written)) if wanted.written else None,
+        OWNER_TIMER: FileState(OWNER_TIMER_TEXT) if wanted.written else None,
     }
 
 
@@ -212,22 +284,37 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
         return _plan_absent(observed)
     note_unit(f"{UNIT}.timer", observed.timer)
     changes: list[Change] = []
-    timer_changed = False
+    changed: set[str] = set()
+    if not wanted.written:
+        changes += _stop(OWNER, observed.owner)
     for path, file in wanted_files(wanted).items():
         found = plan_file(path, observed.files.get(path), file, secret=path in SECRETS)
         changes += found
-        timer_changed |= bool(found) and path == TIMER
-    if not observed.timer.enabled:
-        changes.append(Change(f"timer {UNIT}", "enabled at boot", step=("enable", f"{UNIT}.timer")))
-    if timer_changed or not observed.timer.active:
-        changes.append(Change(f"timer {UNIT}", "started", step=("restart", f"{UNIT}.timer")))
+        changed |= {path} if found else set()
+    changes += _start(UNIT, observed.timer, TIMER in changed)
+    if wanted.written:
+        note_unit(f"{OWNER}.timer", observed.owner)
+        changes += _start(OWNER, observed.owner, OWNER_TIMER in changed)
     return changes
 
 
+def _start(unit: str, state: ServiceState, changed: bool) -> list[Change]:
+    changes = []
+    if not state.enabled:
+        changes.append(Change(f"timer {unit}", "enabled at boot", step=("enable", f"{unit}.timer")))
+    if changed or not state.active:
+        changes.append(Change(f"timer {unit}", "started", step=("restart", f"{unit}.timer")))
+    return changes
+
+
+def _stop(unit: str, state: ServiceState) -> list[Change]:
+    if state.active or state.enabled:
+        return [Change(f"timer {unit}", "stopped and disabled", step=("disable", f"{unit}.timer"))]
+    return []
+
+
 def _plan_absent(observed: Observed) -> list[Change]:
-    changes: list[Change] = []
-    if observed.timer.active or observed.timer.enabled:
-        changes.append(Change(f"timer {UNIT}", "stopped and disabled", step=("disable", f"{UNIT}.timer")))
+    changes = [*_stop(UNIT, observed.timer), *_stop(OWNER, observed.owner)]
     for path in FILES:
         changes += plan_file(path, observed.files.get(path), None, secret=path in SECRETS)
     for path in observed.data:

@@ -123,8 +123,8 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     """Return what the parameters want; GpuWatchError for a wrong one."""
     if params["state"] == "absent":
         return Wanted(present=False, textfile_directory=params["textfile_directory"])
-    for problem in gpu_watch_plan.problems(params):
-        raise GpuWatchError(problem)
+    for problem in gpu_watch_plan.problems({f"gpu_watch_{key}": value for key, value in params.items()}):
+        raise GpuWatchError(problem.line())
     settings = {key: params[key] for key in (*gpu_watch_plan.BOUNDS, "mail", "motd")}
     return Wanted(True, settings, params["webhook"] or "", params["script"], params["textfile_directory"])
 

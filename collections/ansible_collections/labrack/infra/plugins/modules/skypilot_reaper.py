@@ -9,8 +9,8 @@ module: skypilot_reaper
 short_description: Converge what looks for forgotten GPUs on a SkyPilot server's host
 version_added: 0.1.0
 description:
-  - Settings, service and timer of the reaper, and what people read at login, see C(docs/SKYPILOT.md). The server's user
-    has to be there.
+  - Settings, service and timer of the reaper, and what people read at login, see the role
+    P(labrack.infra.skypilot#role). The server's user has to be there.
 author:
   - labrack contributors (@labrack)
 extends_documentation_fragment:
@@ -85,6 +85,11 @@ options:
     description: The inventory's C(skypilot_infra).
     type: dict
     default: {}
+  mounts:
+    description: The inventory's C(skypilot_mounts). What pods write there into people's folders is given to them.
+    type: list
+    elements: dict
+    default: []
   unix_names:
     description: Unix names by those in SkyPilot, where they differ.
     type: dict
@@ -148,6 +153,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "token": {"type": "str", "no_log": True},
     "kubectl": {"type": "list", "elements": "str", "default": ["kubectl"]},
     "infra": {"type": "dict", "default": {}},
+    "mounts": {"type": "list", "elements": "dict", "default": []},
     "unix_names": {"type": "dict", "default": {}},
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
@@ -157,23 +163,26 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     """Return what the parameters want; ReaperError for a wrong one."""
     if params["state"] == "absent":
         return Wanted(present=False)
-    for problem in planner.problems(params):
-        raise ReaperError(problem)
+    for problem in planner.problems({f"skypilot_reaper_{key}": value for key, value in params.items()}):
+        raise ReaperError(problem.line())
     webhook, token = params["webhook"] or "", params["token"] or ""
     settings = planner.settings_of(params, bool(webhook), bool(token))
-    return Wanted(True, settings, webhook, token, params["every_minutes"])
+    written = planner.written_by_pods(params["infra"], params["mounts"])
+    return Wanted(True, settings, webhook, token, params["every_minutes"], written)
 
 
 def observe() -> Observed:
     """Read files and timer, and what a reaper has left."""
-    timer = f"{planner.UNIT}.timer"
+    reaper, owner = f"{planner.UNIT}.timer", f"{planner.OWNER}.timer"
+    states = observe_services([reaper, owner])
     try:
         user = bool(pwd.getpwnam(planner.USER))
     except KeyError:
         user = False
     return Observed(
         {path: observe_file(path) for path in planner.FILES},
-        observe_services([timer])[timer],
+        states[reaper],
+        states[owner],
         user,
         [path for path in planner.DATA if os.path.lexists(path)],
     )
@@ -205,9 +214,9 @@ def apply(changes: list[Change], wanted: Wanted, seen: Observed) -> None:
             if verb == "disable":
                 act("stop", *words)
                 # a run that goes on would write its state once more
-                act("stop", planner.UNIT)
+                act("stop", words[0].replace(".timer", ".service"))
             act(verb, *words)
-        units |= verb in ("write", "remove") and words[0] in (planner.SERVICE, planner.TIMER)
+        units |= verb in ("write", "remove") and words[0] in planner.UNIT_FILES
     if units:
         daemon_reload()
 
