@@ -331,7 +331,7 @@ def test_runs_that_are_killed_are_made_up_for(kept: Kept) -> None:
             assert kept.tick() == 0, f"seed {seed}: {kept.log()}"
             assert kept.rounds(users) == {wanted}, f"seed {seed}"
             assert kept.status()["result"] in ("applied", "in_sync")
-    litter = "find /etc /home /var/lib/labrack /var/lib/labrack-gitops/state -name '.labrack-*'"
+    litter = "find /etc /home /var/lib -name '.labrack-*'"
     assert [kept.closet.root(host, litter) for host in HOSTS] == ["", ""], f"seed {seed}"
     assert kept.tick() == 0 and kept.status()["result"] == "in_sync", kept.log()
 
