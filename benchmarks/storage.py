@@ -7,6 +7,9 @@ other machine by NFS, with the options of ``nfs_client`` and with those of the d
 written is on the disk at the end of its time, and nothing of what is read is in memory. The ratios say more than the
 speeds: an emulated processor is slow, and the network between the machines is a socket of this one.
 
+Then a thousand people get a quota and a file there, and the report of who uses what is timed, on the server by itself
+and as the module's call, beside ``repquota`` and ``ping``.
+
 Prints Markdown, and writes the figures as JSON.
 """
 
@@ -19,6 +22,8 @@ import platform
 import re
 import shlex
 import statistics
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +32,7 @@ from typing import Any
 from ansible_collections.labrack.infra.plugins.module_utils import nfs_client_plan, nfs_plan, storage_layout
 from labrack.testnode import node, vm
 from labrack.testnode.node import Lab, LabSpec, NodeSpec
-from tests.nodes.harness import ROOT
+from tests.nodes.harness import ROOT, closet_of
 
 LAB = "labrack-bench-storage"
 SECONDS = "600"
@@ -35,11 +40,37 @@ SERVER = """\
 set -e
 mkfs.xfs -q -f /dev/vdb
 mkdir -p /srv/lab /etc/nfs.conf.d
-mount /dev/vdb /srv/lab
+mount -o uquota,pquota /dev/vdb /srv/lab
 chmod 1777 /srv/lab
 printf %s "$1" >/etc/nfs.conf.d/labrack.conf
 echo "/srv/lab $2(rw,sync,root_squash,no_subtree_check)" >/etc/exports
 systemctl restart nfs-server
+"""
+PEOPLE = """\
+set -e
+seq {first} {last} | while read -r number; do echo "limit -u bsoft=1g bhard=2g $number"; done |
+    xfs_quota -x /srv/lab >/dev/null
+mkdir /srv/lab/people && cd /srv/lab/people
+for number in $(seq {first} {last}); do echo "$number" >"$number"; done
+for number in $(seq {first} {last}); do chown "$number" "$number"; done
+"""
+PLAY = """
+- name: Time the report
+  hosts: all
+  gather_facts: false
+  tasks:
+    - name: ping
+      ansible.builtin.ping:
+    - name: storage_report
+      labrack.infra.storage_report:
+        host: head
+        servers: [head]
+        directories: [{path: /srv/lab}]
+      register: report
+    - name: See that all are in it
+      ansible.builtin.assert:
+        that: report.storage.users | length >= PEOPLE
+        quiet: true
 """
 DROP = "sync; echo 3 >/proc/sys/vm/drop_caches"
 
@@ -97,6 +128,28 @@ def figures(lab: Lab, mib: int, rounds: int) -> dict[str, dict[str, list[float]]
     return found
 
 
+def report(lab: Lab, people: int) -> dict[str, float]:
+    """Seconds of the report for that many people, by what makes it."""
+    run(lab, "head", PEOPLE.format(first=2001, last=2000 + people))
+    seconds = {}
+    started = time.monotonic()
+    run(lab, "head", "repquota --user --raw-grace /srv/lab")
+    seconds["repquota"] = round(time.monotonic() - started, 2)
+    with tempfile.TemporaryDirectory(prefix="labrack-bench-") as name:
+        folder = Path(name, "inventory")
+        folder.mkdir()
+        (folder / "hosts.yml").write_text("lab_head: {hosts: {head: }}\n")
+        playbook = Path(name, "report.yml")
+        playbook.write_text(PLAY.replace("PEOPLE", str(people)))
+        for _ in range(2):
+            done = closet_of(lab, folder).play(str(playbook), "--limit", "head")
+        for file in done.artifacts.glob("artifacts/*/job_events/*.json"):
+            event = json.loads(file.read_text(encoding="utf-8"))
+            if event["event"] == "runner_on_ok":
+                seconds[event["event_data"]["task"]] = round(event["event_data"]["duration"], 2)
+    return {name: seconds[name] for name in ("repquota", "ping", "storage_report")}
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
@@ -112,6 +165,8 @@ def markdown(result: dict[str, Any]) -> str:
             value = statistics.median(speeds[direction])
             cells += [f"{value:.1f}", f"{value / local[direction]:.2f}"]
         lines.append(f"| {way} | {' | '.join(cells)} |")
+    lines += ["", f"| {result['people']} people with quotas | seconds |", "|---|---:|"]
+    lines += [f"| `{name}` | {seconds} |" for name, seconds in result["report"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -120,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=96, help="how big the file is")
     parser.add_argument("--rounds", type=int, default=3, help="how many")
+    parser.add_argument("--people", type=int, default=1000, help="how many have quotas")
     parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/storage.json")
     arguments = parser.parse_args()
     state = ROOT / ".cache/labs" / LAB
@@ -127,10 +183,11 @@ def main() -> None:
     lab = vm.up(LabSpec(LAB, (NodeSpec("head", disks=(2,)), NodeSpec("node1"))), state, print)
     try:
         speeds = figures(lab, arguments.mib, arguments.rounds)
+        seconds = report(lab, arguments.people)
     finally:
         vm.down(LAB, state, print)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {arguments.mib} MiB, {arguments.rounds} rounds, medians"
-    result = {"machine": machine, "speeds": speeds}
+    result = {"machine": machine, "speeds": speeds, "people": arguments.people, "report": seconds}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(markdown(result))
