@@ -379,11 +379,11 @@ def test_nobody_answers_in_the_servers_place(desk: Desk) -> None:
 
 def test_the_guard_comes_back(desk: Desk) -> None:
     # Docker's own rules, by which a node finds names
-    desk.root("iptables-save -t nat >/tmp/nat; nft flush ruleset")
+    desk.root("nft list table ip nat >/tmp/nat; nft flush ruleset")
     shown = "nft list table inet labrack_skypilot"
     until("the rules are back", lambda: desk.root(shown, check=False), lambda seen: "skuid" in seen, 10)
     desk.root("nft list ruleset | grep -q labrack_skypilot && systemctl reload-or-restart nftables")
-    desk.root("iptables-restore /tmp/nat")
+    desk.root("nft -f /tmp/nat")
     until("the rules are back", lambda: desk.root(shown, check=False), lambda seen: "skuid" in seen, 10)
     assert desk.ask("mallory", "GET", "/users", host="127.0.0.1", port=46580)[0] == 0
     # no guard, no server

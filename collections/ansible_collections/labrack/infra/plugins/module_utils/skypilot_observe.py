@@ -200,7 +200,7 @@ def certificate_holds(wanted: Wanted) -> bool:
     """Return whether the server's certificate is the host's own, for the wanted names, for a month to come."""
     if wanted.tls_cert:
         return True
-    checked = run(["openssl", "verify", "-CAfile", config.CA, config.CERT])
+    checked = run(["openssl", "verify", "-x509_strict", "-CAfile", config.CA, config.CERT])
     ends = run(["openssl", "x509", "-in", config.CERT, "-noout", "-checkend", str(30 * 86400)])
     shown = run(["openssl", "x509", "-in", config.CERT, "-noout", "-ext", "subjectAltName"])
     names = {part.strip().partition(":")[2] for part in shown.out.replace("\n", ",").split(",") if ":" in part}

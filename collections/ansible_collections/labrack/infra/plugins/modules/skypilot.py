@@ -480,6 +480,8 @@ class Host:
         os.makedirs(config.ETC, mode=0o755, exist_ok=True)
         subject = f"/CN=labrack SkyPilot authority of {os.uname().nodename}"
         told = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "3650"]
+        # Python from 3.13 on takes no authority that doesn't say what its key is for
+        told += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
         with private():
             made = run(
                 ["openssl", "req", "-x509", *told, "-subj", subject, "-keyout", config.CA_KEY, "-out", config.CA]
@@ -500,6 +502,8 @@ class Host:
             key, request, extra, made = (os.path.join(folder, name) for name in ("key", "csr", "ext", "crt"))
             with open(extra, "w", encoding="utf-8") as stream:
                 stream.write(f"subjectAltName={names}\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n")
+                stream.write("keyUsage=critical,digitalSignature\n")
+                stream.write("subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
             curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
             subject = f"/CN={self.wanted.sans[0][:60]}"
             expect(run(["openssl", "req", *curve, "-subj", subject, "-keyout", key, "-out", request]), "certificate")
