@@ -30,7 +30,7 @@ CANARY = "canary-hook-8Zq"
 #: What the role could touch, with mode and owner.
 TREE = (
     "find /etc /usr/local /opt -xdev -not -path '*__pycache__*' -not -path '/etc/*-' -printf '%p %m %u:%g %l\\n'; "
-    "ls /var/lib/labrack /run/labrack 2>/dev/null"
+    "ls /var/lib/labrack /run/labrack 2>/dev/null; true"
 )
 REAPER = """
 - hosts: desk
@@ -114,12 +114,10 @@ def cards(desk: Closet, index: int, **values: Any) -> None:
 
 def look(desk: Closet, count: int = 1) -> None:
     """Have the timer's service look, as it does each minute; its words are in the journal."""
-    # the timer itself might add a look of its own
-    desk.root(
-        "desk",
-        f"systemctl stop labrack-gpu-watch.timer; for i in $(seq {count}); do "
-        "systemctl start labrack-gpu-watch || exit 1; done; systemctl start labrack-gpu-watch.timer",
-    )
+    # the timer itself might add a look of its own, and systemd would take so many starts for a loop
+    one = "systemctl reset-failed labrack-gpu-watch; systemctl start labrack-gpu-watch || exit 1"
+    loop = f"for i in $(seq {count}); do {one}; done"
+    desk.root("desk", f"systemctl stop labrack-gpu-watch.timer; {loop}; systemctl start labrack-gpu-watch.timer")
 
 
 def login(desk: Closet, user: str) -> str:
