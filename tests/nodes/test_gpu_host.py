@@ -162,7 +162,15 @@ def test_second_run_and_its_check_change_nothing(first: dict[str, Run]) -> None:
 
 def test_no_op_costs_one_module_task_a_role(first: dict[str, Run]) -> None:
     actions = [task.action for task in first["again"].modules(DESK) if task.ending != "skipped"]
-    assert actions == ["node_facts", "baseline", "lab_users", "nvidia_driver", "container_toolkit", "nfs_client"]
+    assert actions == [
+        "node_facts",
+        "baseline",
+        "lab_users",
+        "nvidia_driver",
+        "container_toolkit",
+        "gpu_watch",
+        "nfs_client",
+    ]
 
 
 def test_cards_work_and_the_driver_is_the_wanted_one(lab: GpuLab, first: dict[str, Run]) -> None:
@@ -323,7 +331,12 @@ def test_driver_that_a_colleague_upgraded_is_reported(lab: GpuLab, first: dict[s
 
 def test_undo_leaves_the_machine_as_it_was(lab: GpuLab, first: dict[str, Run]) -> None:
     lab.closet.root(DESK, "rm /etc/docker/daemon.json")  # a colleague's key is in it, and would stay
-    absent = {"nvidia_driver_state": "absent", "container_toolkit_state": "absent", "baseline_state": "absent"}
+    absent = {
+        "nvidia_driver_state": "absent",
+        "container_toolkit_state": "absent",
+        "baseline_state": "absent",
+        "gpu_watch_state": "absent",
+    }
     run(lab, **absent)
     packages, etc = snapshot(lab.closet, DESK)
     before_packages, before_etc = first["before"]  # type: ignore[misc]
