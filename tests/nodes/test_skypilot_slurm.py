@@ -92,6 +92,11 @@ def lab(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for host in (HEAD, WORKER):
         docker("cp", str(uv), f"{closet.lab.node(host).container}:/usr/local/bin/uv")
     closet.play()
+    # the list of what a card may be called, which SkyPilot fetches where it can
+    for name, home in (("ada", "/home/ada"), ("ben", "/home/ben"), ("skypilot", "/var/lib/skypilot")):
+        place = f"{home}/.sky/catalogs/v8/common"
+        listed = "printf 'AcceleratorName,Clouds\\nA100,\"[]\"\\n' >accelerators.csv"
+        closet.root(HEAD, f"runuser -u {name} -- sh -c 'mkdir -p {place} && cd {place}' && cd {place} && {listed}")
     yield closet
     if not KEEP:
         node.down(name, state, print)
