@@ -37,7 +37,7 @@ python-downloads = "never"
 
 def python310() -> Path:
     """The folder of a Python 3.10 of this machine; skips where there is none."""
-    for program in ("python3.10", *map(str, Path("/root/.pyenv/versions").glob("3.10*/bin/python3.10"))):
+    for program in ("python3.10", *map(str, Path.home().glob(".pyenv/versions/3.10*/bin/python3.10"))):
         found = shutil.which(program)
         done = subprocess.run([found or "false", "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
         if done.returncode == 0 and done.stdout.strip() != "/usr":
@@ -92,6 +92,11 @@ def lab(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for host in (HEAD, WORKER):
         docker("cp", str(uv), f"{closet.lab.node(host).container}:/usr/local/bin/uv")
     closet.play()
+    # the list of what a card may be called, which SkyPilot fetches where it can
+    for name, home in (("ada", "/home/ada"), ("ben", "/home/ben"), ("skypilot", "/var/lib/skypilot")):
+        place = f"{home}/.sky/catalogs/v8/common"
+        listed = "printf 'AcceleratorName,Clouds\\nA100,\"[]\"\\n' >accelerators.csv"
+        closet.root(HEAD, f"runuser -u {name} -- sh -c 'mkdir -p {place} && cd {place}' && cd {place} && {listed}")
     yield closet
     if not KEEP:
         node.down(name, state, print)

@@ -37,7 +37,6 @@ TIMEOUT = 30.0
 #: So often a server that has too much to do is asked again.
 TRIES = 5
 CLIENT = ".sky/config.yaml"
-UV, HOME_UV = "/usr/local/bin/uv", ".local/bin/uv"
 #: A client's configuration is small; more than this is not read.
 MOST = 1 << 20
 
@@ -114,12 +113,11 @@ def observe_home(name: str) -> Home:
             if not os.path.isdir(entry.pw_dir) or not os.access(entry.pw_dir, os.W_OK):
                 return Home()
             file = observe_file(os.path.join(entry.pw_dir, CLIENT), MOST)
-            has_uv = os.access(os.path.join(entry.pw_dir, HOME_UV), os.X_OK)
     except (KeyError, OSError):
         return Home()
     endpoint, token = config.server_in(file.text if file else None)
     closed = file is not None and file.mode == "0600" and file.owner == name
-    return Home(True, file.text if file else None, closed, config.digest(token), endpoint, has_uv)
+    return Home(True, file.text if file else None, closed, config.digest(token), endpoint)
 
 
 def write_home(name: str, files: Mapping[str, str]) -> None:
@@ -300,5 +298,4 @@ def look(wanted: Wanted, sources: Iterable[str] = ()) -> Observed:
         opt=os.path.isdir(config.OPT),
         home=os.path.isdir(config.HOME),
         guarded=table.rc == 0,
-        uv=os.access(UV, os.X_OK),
     )

@@ -188,8 +188,7 @@ class Wanted:
 class Home:
     """A user's home as seen by that user: is it there, the client's configuration, and whether it is closed to others.
 
-    ``token`` is the SHA-256 of the token in the configuration, "" for none. ``uv`` says that uv is where SkyPilot looks
-    for it.
+    ``token`` is the SHA-256 of the token in the configuration, "" for none.
     """
 
     there: bool = False
@@ -197,7 +196,6 @@ class Home:
     closed: bool = False
     token: str = ""
     endpoint: str = ""
-    uv: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,8 +223,8 @@ class Observed:
     ``accounts`` and ``tokens`` are the server's, None while it doesn't answer. ``environments`` are whole ones,
     ``current`` the one in use; ``failed`` were tried. ``health`` is what ``/api/health`` says. ``listening`` are ports
     with a user who has them. ``certificate`` says that the server's certificate is ours, for the wanted names, and has
-    time left; ``admin_works`` whether the admin's password does, None while nobody could be asked. ``uv`` says that the
-    host has it, ``guarded`` that the guard's rules are in place.
+    time left; ``admin_works`` whether the admin's password does, None while nobody could be asked; ``guarded`` that
+    the guard's rules are in place.
     """
 
     files: Mapping[str, FileState | None] = field(default_factory=dict)
@@ -251,7 +249,6 @@ class Observed:
     opt: bool = False
     home: bool = False
     guarded: bool = False
-    uv: bool = False
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -592,9 +589,6 @@ def plan_people(state: Observed, wanted: Wanted) -> list[Change]:
             changes.append(Change(f"account {cli}", what, step=("token-role", person.name)))
         if not home.there:
             continue
-        if wanted.needs_key and state.uv and not home.uv:
-            what = "the host's, which SkyPilot's jobs on Slurm look for there and would fetch otherwise"
-            changes.append(Change(f"uv in the home of {person.name}", what, step=("uv", person.name)))
         stale = token is None or made.token != token.token or not made.digest or home.token != made.digest
         if stale:
             what = "a token in the home (not shown)"

@@ -644,14 +644,6 @@ class Host:
             if made.role != person.role:
                 self._token_role(name)
 
-    @staticmethod
-    def _uv(name: str) -> None:
-        with observe.acting_as(name):
-            path = os.path.join(pwd.getpwnam(name).pw_dir, observe.HOME_UV)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            remove_file(path)
-            os.symlink(observe.UV, path)
-
     def _home(self, name: str) -> None:
         self._hand_over(name, config.server_in(observe.observe_home(name).config)[1])
 
