@@ -144,7 +144,7 @@ class Desk:
 
     def sky(self, user: str, arguments: str) -> Any:
         """Run the command as a user who has logged in, and return what it prints as JSON."""
-        done = self.closet.user(f"{user}@{DESK}", f"timeout 100 sky {arguments}")
+        done = self.closet.ssh.run(f"{user}@{DESK}", f"timeout 100 sky {arguments}", timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)
 
