@@ -76,7 +76,7 @@ def lab(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "baseline_uv_version": "",
         "lab_users": [{"name": name, "uid": uid, "keys": keys} for name, uid in (("ada", 2001), ("ben", 2002))],
         "skypilot_index_url": "file:///srv/simple",
-        "skypilot_infra": {"slurm": [{"name": "closet", "time": "0:04:00"}]},
+        "skypilot_infra": {"slurm": [{"name": "closet", "time": "0:06:00"}]},
     }
     (inventory / "group_vars/all.yml").write_text(yaml.safe_dump(variables))
     nodes = [NodeSpec(HEAD, SYSTEM, volumes=VOLUMES), NodeSpec(WORKER, SYSTEM, (A100, A100), volumes=VOLUMES)]
@@ -174,7 +174,7 @@ def test_the_second_researcher_waits_in_the_queue(lab: Closet) -> None:
 
 def test_slurm_ends_what_nobody_ends(lab: Closet) -> None:
     """Ben has forgotten his cluster, and SkyPilot can't end it by itself: the time limit does."""
-    until("the limit is over", lambda: queue(lab), lambda seen: not seen, 420)
+    until("the limit is over", lambda: queue(lab), lambda seen: not seen, 540)
     states = lab.root(HEAD, "sacct --noheader --allocations --user=ben --format=State%20").split()
     assert "TIMEOUT" in states
     done = sky(lab, "ben", "status --refresh")
