@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Researchers launch through SkyPilot on the lab's Slurm: the real server, the real Slurm, stand-in cards.
 
-SkyPilot makes an environment on the worker, for which it wants uv, Python 3.10 and packages. Uv is the project's own,
-the interpreter one of this machine's that is copied to the worker, and the packages lie there as files.
+SkyPilot makes an environment on the worker, for which it wants uv's installer, Python 3.10 and packages. A stand-in for
+the installer copies the project's own uv, the interpreter is one of this machine's that is copied to the worker, and
+the packages lie there as files; so does the list of what a card may be called.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ VOLUMES = (("home", "/home"), ("data", "/data"), ("checkpoints", "/checkpoints")
 UV_SETTINGS = """no-index = true
 find-links = ["/srv/wheels"]
 python-downloads = "never"
+"""
+
+#: In the place of uv's installer, which each launch asks for.
+CURL = """#!/bin/sh
+case "$*" in
+*astral.sh/uv/install.sh*) echo 'mkdir -p "$UV_INSTALL_DIR" && cp /usr/local/bin/uv "$UV_INSTALL_DIR/uv"' ;;
+*) exit 6 ;;
+esac
 """
 
 
@@ -67,7 +76,7 @@ def lab(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "baseline_uv_version": "",
         "lab_users": [{"name": name, "uid": uid, "keys": keys} for name, uid in (("ada", 2001), ("ben", 2002))],
         "skypilot_index_url": "file:///srv/simple",
-        "skypilot_infra": {"slurm": [{"name": "closet", "time": "0:04:00"}]},
+        "skypilot_infra": {"slurm": [{"name": "closet", "time": "0:06:00"}]},
     }
     (inventory / "group_vars/all.yml").write_text(yaml.safe_dump(variables))
     nodes = [NodeSpec(HEAD, SYSTEM, volumes=VOLUMES), NodeSpec(WORKER, SYSTEM, (A100, A100), volumes=VOLUMES)]
@@ -85,12 +94,15 @@ def lab(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     docker("cp", str(ROOT / ".cache/wheels-3.10"), f"{container}:/srv/wheels")
     docker("cp", str(interpreter), f"{container}:/opt/python3.10")
     closet.root(WORKER, "ln -sf /opt/python3.10/bin/python3.10 /usr/local/bin/python3.10; chmod -R go+rX /opt /srv")
+    closet.root(WORKER, "echo /opt/python3.10/lib >/etc/ld.so.conf.d/python3.10.conf; ldconfig")
+    (folder / "curl").write_text(CURL)
+    (folder / "curl").chmod(0o755)
+    docker("cp", str(folder / "curl"), f"{container}:/usr/local/bin/curl")
     (folder / "uv.toml").write_text(UV_SETTINGS)
     closet.root(WORKER, "mkdir -p /etc/uv")
     docker("cp", str(folder / "uv.toml"), f"{container}:/etc/uv/uv.toml")
     uv = next(iter(sorted(ROOT.glob(".cache/uv-*/bin/uv"), reverse=True)), Path(shutil.which("uv") or sys.executable))
-    for host in (HEAD, WORKER):
-        docker("cp", str(uv), f"{closet.lab.node(host).container}:/usr/local/bin/uv")
+    docker("cp", str(uv), f"{container}:/usr/local/bin/uv")
     closet.play()
     # the list of what a card may be called, which SkyPilot fetches where it can
     for name, home in (("ada", "/home/ada"), ("ben", "/home/ben"), ("skypilot", "/var/lib/skypilot")):
@@ -162,7 +174,7 @@ def test_the_second_researcher_waits_in_the_queue(lab: Closet) -> None:
 
 def test_slurm_ends_what_nobody_ends(lab: Closet) -> None:
     """Ben has forgotten his cluster, and SkyPilot can't end it by itself: the time limit does."""
-    until("the limit is over", lambda: queue(lab), lambda seen: not seen, 420)
+    until("the limit is over", lambda: queue(lab), lambda seen: not seen, 540)
     states = lab.root(HEAD, "sacct --noheader --allocations --user=ben --format=State%20").split()
     assert "TIMEOUT" in states
     done = sky(lab, "ben", "status --refresh")

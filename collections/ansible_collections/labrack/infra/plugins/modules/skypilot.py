@@ -346,7 +346,9 @@ class Host:
             with observe.owning(rest[0]):
                 remove_file(rest[0])
             if rest[0] == config.TRUST[self.wanted.family][0]:
-                run(list(config.TRUST[self.wanted.family][1]))
+                # Debian's leaves the link to what is gone, unless it makes all of them anew
+                fresh = ["--fresh"] if self.wanted.family == "debian" else []
+                run([*config.TRUST[self.wanted.family][1], *fresh])
         elif verb in ("enable", "disable", "restart", "reload"):
             self._act(verb, rest[0])
         else:
