@@ -290,7 +290,7 @@ def test_only_what_the_inventory_names_is_used() -> None:
     assert pod["containers"][0]["volumeMounts"] == [{"name": "lab-0", "mountPath": "/data", "readOnly": True}]
     assert yaml.safe_load(config_text(tree)) == tree
     assert json.loads(files.policy_settings(people, [{"path": "/data"}], {})) == {
-        "mounts": ["/data"],
+        "mounts": [{"path": "/data", "read_only": False}],
         "uids": {"ada": [2001, 2001], "ada-cli": [2001, 2001]},
     }
 

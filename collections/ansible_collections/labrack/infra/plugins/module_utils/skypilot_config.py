@@ -251,7 +251,8 @@ def policy_settings(people: Sequence[Person], mounts: Sequence[Mapping[str, Any]
         if person.uid is not None
         for suffix in ("", CLI)
     }
-    tree = merged({"uids": uids, "mounts": [str(mount["path"]) for mount in mounts]}, more)
+    places = [{"path": str(one["path"]), "read_only": bool(one.get("read_only", False))} for one in mounts]
+    tree = merged({"uids": uids, "mounts": places}, more)
     return json.dumps(tree, indent=2, sort_keys=True) + "\n"
 
 
