@@ -332,12 +332,13 @@ def test_who_leaves_loses_account_and_token(desk: Desk) -> None:
     token = desk.secret("ben", "token")
     with_guest = [{"name": "ben", "role": "none"}, {"name": "guest", "role": "admin"}]
     run = desk.play(skypilot_users=with_guest)
-    # the policy knows everybody's number
-    assert desk.changes(run) == ["account ben", "account guest", "file /etc/labrack/skypilot_policy.json"]
+    # it has everybody's number
+    policy = "file /etc/labrack/skypilot_policy.json"
+    assert desk.changes(run) == ["account ben", "account guest", policy]
     assert desk.ask("ada", "GET", "/users/role", token)[0] == 401
     assert "endpoint" not in desk.root("cat ~ben/.sky/config.yaml")
     back = desk.play()
-    assert {"account ben", "account guest", "login of ben"} <= set(desk.changes(back))
+    assert set(desk.changes(back)) == {"account ben", "account guest", "login of ben", policy}
     assert desk.play().changed == {DESK: 0, OTHER: 0}
 
 

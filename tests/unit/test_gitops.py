@@ -11,13 +11,9 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from labrack.gitops import Report
 from labrack.progress import Progress
 from tests.unit.gitops_lab import Remote
 from tests.unit.gitops_world import BROKEN, CANARY, World
+from tests.unit.listener import listener
 
 SATURDAY, MONDAY = (datetime(2026, 6, 6, 3).timestamp(), datetime(2026, 6, 1, 12).timestamp())
 
@@ -331,33 +328,8 @@ def test_damaged_state_is_said(loop: Loop) -> None:
 # --- telling people --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def listener(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A web server that remembers what it is sent."""
-    got: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hook-{CANARY}", got
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_people_are_told_of_failures_and_changes_of_state_once(loop: Loop) -> None:
-    with listener() as (address, got):
+    with listener(f"hook-{CANARY}") as (address, got):
         (loop.folder / "webhook").write_text(f"{address}\n")
         loop.settings += [f'webhook_file = "{loop.folder / "webhook"}"', "retry = 1"]
         loop.push("one")
@@ -380,7 +352,7 @@ def test_people_are_told_of_failures_and_changes_of_state_once(loop: Loop) -> No
 
 def test_a_webhook_that_fails_is_said_without_its_address(loop: Loop) -> None:
     loop.push("one")
-    with listener(500) as (address, _got):
+    with listener(f"hook-{CANARY}", 500) as (address, _got):
         (loop.folder / "webhook").write_text(address)
         loop.settings += [f'webhook_file = "{loop.folder / "webhook"}"']
         assert loop.run().result == "applied"
@@ -456,7 +428,7 @@ def test_killed_at_random_moments_the_next_run_converges(loop: Loop) -> None:
 
 
 def test_the_output_of_a_run_has_no_secret(loop: Loop) -> None:
-    with listener() as (address, got):
+    with listener(f"hook-{CANARY}") as (address, got):
         (loop.folder / "webhook").write_text(address)
         (loop.folder / "vault-password").write_text("pass")
         loop.settings += [

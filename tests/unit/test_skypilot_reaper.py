@@ -11,9 +11,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +29,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.systemd import Servi
 from labrack_skypilot import reaper, reaping
 from labrack_skypilot.reaper import Field, Place
 from labrack_skypilot.reaping import Action, Cluster, Memory, Observed, Part, Settings
+from tests.unit.listener import listener
 
 HOUR, RUN = 3600.0, 600.0
 NOW = 1_800_000_000.0
@@ -609,31 +608,6 @@ def test_two_runs_at_once(lab: Lab) -> None:
         lab.run()
 
 
-@contextmanager
-def listener(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A web server that remembers what it is sent."""
-    got: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/canary", got
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_mail_and_webhook(lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     program = lab.folder / "bin/sendmail"
     program.parent.mkdir()
@@ -642,7 +616,7 @@ def test_mail_and_webhook(lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     # no account, so no message at login: mail and webhook alone
     lab.commands.pods = [kubernetes_pod("debug-bbbb2222", "ben")]
-    with listener() as (address, got):
+    with listener("canary") as (address, got):
         (lab.folder / "hook").write_text(address + "\n")
         lab.more = {
             "webhook_file": str(lab.folder / "hook"),
@@ -669,7 +643,7 @@ def test_mail_and_webhook(lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_a_webhook_that_refuses_is_no_warning(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     lab.commands.pods = [kubernetes_pod("debug-bbbb2222", "ben")]
     (lab.folder / "messages").rmdir()
-    with listener(500) as (address, got):
+    with listener("canary", 500) as (address, got):
         (lab.folder / "hook").write_text(address)
         lab.more = {"webhook_file": str(lab.folder / "hook")}
         lab.run(5)
