@@ -18,10 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from labrack.testnode.docker import docker
+from labrack.testnode import node, wheels
 from tests.nodes.conftest import KEEP, LAB
 from tests.nodes.harness import ROOT, until
-from tests.nodes.test_gitops import simple_index
 
 GUIDE = ROOT / "docs/GETTING_STARTED.md"
 DEMO = f"{LAB}-start"
@@ -88,20 +87,18 @@ def newcomer(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> I
     daemon.wait()
 
 
-def give_packages(folder: Path) -> None:
+def give_packages() -> None:
     """Give the head the packages that pip is about to ask for, as an index."""
-    head = docker("ps", "-q", "--filter", f"label=labrack.lab={DEMO}", "--filter", "name=head").stdout.strip()
-    version = "import sys; print('%d.%d' % sys.version_info[:2])"
-    python = docker("exec", head, "python3", "-c", version).stdout.strip()
-    docker("cp", str(simple_index(folder, python)), f"{head}:/srv/simple")
+    lab = node.load(ROOT / ".labrack" / DEMO.removeprefix("labrack-"))
+    wheels.give(lab.node("head"), (ROOT / "roles/gitops/files/requirements.txt").read_text(), print)
 
 
-def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer, tmp_path: Path) -> None:
+def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer) -> None:
     listed = commands()
     assert len(listed) > 25
     for command in listed:
         if command.startswith("labrack gitops install"):
-            give_packages(tmp_path)
+            give_packages()
             newcomer.run(f"{command} --index-url=file:///srv/simple")
         else:
             newcomer.run(command)

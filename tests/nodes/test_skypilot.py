@@ -21,12 +21,11 @@ from typing import Any
 import pytest
 import yaml
 
-from labrack.testnode import node
+from labrack.testnode import node, wheels
 from labrack.testnode.docker import docker
 from labrack.testnode.node import NodeSpec
 from tests.nodes.conftest import KEEP, LAB, SYSTEM, Sampler
 from tests.nodes.harness import ROOT, Closet, Run, bring_up, until
-from tests.nodes.test_gitops import simple_index
 
 DESK, OTHER = "desk", "node1"
 CANARY = "canary-6Hn4Vt8Kd"
@@ -187,12 +186,11 @@ def desk(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     (inventory / "group_vars/all.yml").write_text(yaml.safe_dump(lab))
     closet = bring_up(name, [NodeSpec(DESK, SYSTEM), NodeSpec(OTHER, SYSTEM)], inventory, state)
-    python = closet.root(DESK, "python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").strip()
+    python = wheels.python_of(closet.lab.node(DESK))
     (folder / "old.txt").write_text(repinned(BEFORE))
-    simple_index(folder, python, repinned(BEFORE))
-    index = simple_index(folder, python, PINNED)
-    wheel = ROOT / f".cache/wheels-{python}/skypilot-0.14.1-py3-none-any.whl"
-    broken, digest = repacked(wheel, index / "skypilot", "0.14.2")
+    wheels.simple_index(folder, python, repinned(BEFORE))
+    index = wheels.simple_index(folder, python, PINNED)
+    broken, digest = repacked(index / "skypilot/skypilot-0.14.1-py3-none-any.whl", index / "skypilot", "0.14.2")
     with (index / "skypilot/index.html").open("a") as page:
         page.write(f'<a href="{broken.name}">{broken.name}</a>\n')
     (folder / "broken.txt").write_text(repinned({"skypilot": f"0.14.2 --hash=sha256:{digest}"}))
