@@ -17,7 +17,7 @@ from typing import Any
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, quoted, sandbox
 
 USER = "skypilot"
 HOME = "/var/lib/skypilot"
@@ -41,7 +41,6 @@ CLIENT = f"{HOME}/reaper"
 SECRETS = frozenset({WEBHOOK, TOKEN})
 #: The files of the role, in the order in which they are written.
 FILES = (CONFIG, WEBHOOK, TOKEN, SERVICE, TIMER, LOGIN, OWNER_SERVICE, OWNER_TIMER)
-UNIT_FILES = frozenset({SERVICE, TIMER, OWNER_SERVICE, OWNER_TIMER})
 #: What the reaper leaves behind.
 DATA = (MESSAGES, STATE, f"{HOME}/reaper.lock", f"{HOME}/reaper.damaged", REPORTS, CLIENT)
 HEADER = "# Written by labrack.\n"
@@ -143,6 +142,7 @@ def written_by_pods(infra: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]
 
 def service_text() -> str:
     """Return the unit of one run: the server's user, who needs no privilege, as the server trusts it on loopback."""
+    kept = sandbox(ReadWritePaths=f"{HOME} -/var/spool -/var/mail")
     return f"""{HEADER}[Unit]
 Description=Look for what is forgotten on the lab's GPUs
 Documentation=man:systemd.exec(5)
@@ -162,27 +162,7 @@ RuntimeDirectory=labrack/messages
 RuntimeDirectoryPreserve=yes
 UMask=0077
 Nice=10
-NoNewPrivileges=true
-CapabilityBoundingSet=
-ProtectSystem=strict
-ReadWritePaths={HOME} -/var/spool -/var/mail
-ProtectHome=true
-PrivateTmp=true
-PrivateDevices=true
-ProtectKernelModules=true
-ProtectKernelTunables=true
-ProtectKernelLogs=true
-ProtectControlGroups=true
-ProtectClock=true
-ProtectHostname=true
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=true
-RestrictRealtime=true
-RestrictSUIDSGID=true
-LockPersonality=true
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-"""
+{kept}"""
 
 
 def timer_text(every: int) -> str:
@@ -202,7 +182,7 @@ WantedBy=timers.target
 
 def owner_service_text(written: Sequence[str]) -> str:
     """Return the unit that gives files away: it may do that, and sees nothing but these folders to write to."""
-    places = " ".join(_quoted(f"-{path}") for path in written)
+    places = " ".join(quoted(f"-{path}") for path in written)
     return f"""{HEADER}[Unit]
 Description=Give what pods wrote in people's folders to them
 Documentation=man:systemd.exec(5)
@@ -229,12 +209,6 @@ RestrictAddressFamilies=AF_UNIX
 RestrictNamespaces=true
 LockPersonality=true
 """
-
-
-def _quoted(path: str) -> str:
-    """Return a word as a unit file takes it (systemd.syntax(7), Quoting)."""
-    text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{text}"' if re.search(r"\s", text) else text
 
 
 OWNER_TIMER_TEXT = f"""{HEADER}[Unit]

@@ -184,13 +184,15 @@ from ansible_collections.labrack.infra.plugins.module_utils import skypilot_obse
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
-    Done,
+    CommandError,
     FileState,
+    expect,
     observe_file,
     read_text,
     remove_empty,
     remove_file,
     run,
+    said,
     write_file,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_config import Person, SkypilotError
@@ -792,17 +794,6 @@ def is_address(name: str) -> bool:
     return False
 
 
-def expect(done: Done, what: str) -> None:
-    """Raise SkypilotError with a command's words unless it succeeded."""
-    if done.rc:
-        raise SkypilotError(f"{what}: {said(done)}")
-
-
-def said(done: Done) -> str:
-    """Return the last lines of what a command said."""
-    return " ".join((done.err.strip() or done.out.strip()).splitlines()[-4:])
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
@@ -828,7 +819,7 @@ def main() -> None:
             drains=False,
             ledger="skypilot",
         )
-    except (SkypilotError, ServiceError, OSError, LookupError, sqlite3.Error) as error:
+    except (SkypilotError, CommandError, ServiceError, OSError, LookupError, sqlite3.Error) as error:
         module.fail_json(msg=str(error))
 
 
