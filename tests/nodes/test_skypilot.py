@@ -24,6 +24,7 @@ import yaml
 from labrack.testnode import node
 from labrack.testnode.docker import docker
 from labrack.testnode.node import NodeSpec
+from tests.mirror import k3s as releases
 from tests.nodes.conftest import KEEP, LAB, SYSTEM, Sampler
 from tests.nodes.harness import ROOT, Closet, Run, bring_up, until
 from tests.nodes.test_gitops import simple_index
@@ -503,6 +504,119 @@ def test_it_survives_its_death(desk: Desk) -> None:
     until("it is back", lambda: desk.ask("ada", "GET", "/api/health")[0], lambda seen: seen == 200, 120)
     assert desk.sky("ada", "status -o json") == []
     assert desk.play().changed == {DESK: 0, OTHER: 0}
+
+
+# --- with Kubernetes, whose API is a stand-in ---
+
+INFRA: dict[str, Any] = {
+    "skypilot_infra": {"kubernetes": [{"name": "lab"}]},
+    # the server does not look by itself for the clusters that are put into its database
+    "skypilot_settings": {"daemons": {"skypilot-status-refresh-daemon": {"interval_seconds": 86400}}},
+}
+FOUND = {"default": {"Kubernetes": ["compute"]}}
+#: As k3s takes it from its server's directory.
+POD = """---
+apiVersion: "v1"
+kind: "Pod"
+metadata:
+  name: "{name}-head"
+  namespace: "default"
+  labels:
+    parent: "skypilot"
+    skypilot-cluster-name: "{name}"
+    ray-cluster-name: "{name}"
+    ray-node-type: "head"
+  annotations:
+    skypilot-user: "ada-cli"
+    standin/prints: "{percent}"
+spec:
+  containers:
+    - name: "ray-node"
+      resources:
+        limits:
+          nvidia.com/gpu: "1"
+status:
+  phase: "Running"
+"""
+
+
+@pytest.fixture(scope="module")
+def k3s(desk: Desk) -> Desk:
+    """The server, with k3s on its host."""
+    release = releases.ensure_tree(print) / "tree" / releases.RELEASES / releases.VERSIONS[-1]
+    (program,) = (path for path in release.iterdir() if re.fullmatch(r"k3s(-arm64)?", path.name))
+    docker("cp", "--quiet", str(program), f"{desk.closet.lab.node(DESK).container}:/usr/local/bin/k3s")
+    desk.root("chmod 755 /usr/local/bin/k3s; ln -sf k3s /usr/local/bin/kubectl; mkdir -p /etc/rancher/k3s")
+    desk.root("systemctl is-active k3s >/dev/null || systemd-run --unit=k3s --property=Type=notify k3s server 2>&1")
+    until("k3s answers", lambda: desk.root("kubectl get --raw /readyz", check=False), lambda seen: "ok" in seen, 60)
+    assert desk.play(**INFRA).rc == 0
+    return desk
+
+
+def checked(desk: Desk) -> str:
+    """What the server's check of Kubernetes says to a researcher."""
+    return desk.closet.ssh.run(f"ada@{DESK}", "timeout 100 sky check kubernetes 2>&1", timeout=120).stdout
+
+
+def test_kubernetes_is_found_by_the_server(k3s: Desk) -> None:
+    assert k3s.play(**INFRA).changed == {DESK: 0, OTHER: 0}
+    assert k3s.sky("ada", "check -o json") == FOUND
+    assert "lab" in checked(k3s)
+
+
+def test_what_is_wrong_with_kubernetes_is_said(k3s: Desk) -> None:
+    k3s.root("systemctl stop k3s")
+    assert "Failed to communicate with the cluster" in checked(k3s) and k3s.sky("ada", "check -o json") == {"default": {}}
+    k3s.root("systemd-run --unit=k3s --property=Type=notify k3s server 2>&1")
+    assert k3s.sky("ada", "check -o json") == FOUND
+    k3s.root("sed -i 's/\"lab\"/\"gone\"/' /var/lib/skypilot/.kube/config")
+    assert "No available context found in kubeconfig" in checked(k3s)
+    assert "file /var/lib/skypilot/.kube/config" in k3s.changes(k3s.play(**INFRA))
+    assert k3s.sky("ada", "check -o json") == FOUND
+
+
+def test_the_reaper_ends_what_the_server_has_forgotten(k3s: Desk) -> None:
+    """By its own unit, against the server and its own database; clusters and pods are put there."""
+    accounts = json.loads(k3s.ask("root", "GET", "/users", host="127.0.0.1", port=46580)[1])
+    ids = {one["name"]: one["id"] for one in accounts}
+    users = {name: ids[name] for name in ("ada", "ben")}
+    docker("cp", "--quiet", str(ROOT / "tests/nodes/skypilot_real.py"), f"{k3s.closet.lab.node(DESK).container}:/srv")
+    fill = f"/opt/skypilot/current/bin/python /srv/skypilot_real.py fill {shlex.quote(json.dumps(users))}"
+    k3s.root(f"cd / && runuser -u skypilot -- env HOME=/var/lib/skypilot {fill}")
+    pods = {f"lost-{users['ada']}": 0, f"stuck-{users['ben']}": 0, f"train-{users['ada']}": 97, "alien-ffff9999": 0}
+    manifests = "".join(POD.format(name=name, percent=percent) for name, percent in pods.items())
+    k3s.root(f"cat >/var/lib/rancher/k3s/server/manifests/pods.yaml <<'E'\n{manifests}E")
+
+    def there() -> set[str]:
+        found = json.loads(k3s.root("kubectl get pods -l parent=skypilot -o json"))["items"]
+        return {one["metadata"]["name"].removesuffix("-head") for one in found}
+
+    def reap() -> str:
+        k3s.root("systemctl start labrack-skypilot-reaper")
+        return k3s.root("journalctl --no-pager -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show --value -p InvocationID labrack-skypilot-reaper)")
+
+    until("pods are there", there, lambda seen: seen == set(pods))
+    hours = {f"skypilot_reaper_{what}_hours": 0.0 for what in ("no_autostop", "stuck", "unknown", "idle")}
+    wishes = {**INFRA, **hours, "skypilot_reaper_grace_hours": 0.25}
+    k3s.play(**wishes)
+    dry = reap() + reap()
+    assert "would warn: stuck: it does not come up" in dry and "would warn: train: it has no autostop" in dry
+    assert f"would warn: lost-{users['ada']}-head" in dry and there() == set(pods)
+    assert not k3s.root("ls /run/labrack/messages")
+    k3s.play(**wishes, skypilot_reaper_dry_run=False, skypilot_reaper_spare=["train"])
+    assert f"warn ada-cli: lost-{users['ada']}-head" in reap() and there() == set(pods)
+    assert "does not come up" in k3s.root("cat /run/labrack/messages/ben")
+    later = (
+        "import json; p='/var/lib/skypilot/reaper.json'; d=json.load(open(p)); "
+        "[w.update(since=9e3, warned=w['warned'] - 9e3) for w in d['watches'].values() if w['warned']]; "
+        "json.dump(d, open(p, 'w'))"
+    )
+    k3s.root(f'python3 -c "{later}"')
+    said = reap()
+    assert "end ben: stuck was ended" in said and f"the pod lost-{users['ada']}-head was deleted" in said, said
+    # another server's pod, and one whose card computes
+    assert there() == {f"train-{users['ada']}", "alien-ffff9999"}
+    assert "stuck" not in {one["name"] for one in k3s.sky("ada", "status --all-users -o json")}
 
 
 # --- the way back ---
