@@ -1,7 +1,7 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What tests run in SkyPilot's own environment: ``policy`` prints JSON, ``fill`` makes clusters, of the users that a JSON
-document names or of others, ``status`` prints what the server tells of them."""
+"""What tests run in SkyPilot's own environment: ``policy`` prints JSON, ``fill`` makes clusters, of the users that a
+JSON document names or of others, ``status`` prints what the server tells of them."""
 
 from __future__ import annotations
 

@@ -512,7 +512,9 @@ INFRA: dict[str, Any] = {
     "skypilot_infra": {"kubernetes": [{"name": "lab"}]},
     # the server does not look by itself for the clusters that are put into its database
     "skypilot_settings": {"daemons": {"skypilot-status-refresh-daemon": {"interval_seconds": 86400}}},
+    "skypilot_mounts": [{"path": "/data", "read_only": True}, {"path": "/checkpoints/{user}"}, {"path": "/scratch"}],
 }
+START_K3S = "systemd-run --collect --unit=k3s --property=Type=notify k3s server 2>&1"
 FOUND = {"default": {"Kubernetes": ["compute"]}}
 #: As k3s takes it from its server's directory.
 POD = """---
@@ -547,8 +549,9 @@ def k3s(desk: Desk) -> Desk:
     (program,) = (path for path in release.iterdir() if re.fullmatch(r"k3s(-arm64)?", path.name))
     docker("cp", "--quiet", str(program), f"{desk.closet.lab.node(DESK).container}:/usr/local/bin/k3s")
     desk.root("chmod 755 /usr/local/bin/k3s; ln -sf k3s /usr/local/bin/kubectl; mkdir -p /etc/rancher/k3s")
-    desk.root("systemctl is-active k3s >/dev/null || systemd-run --unit=k3s --property=Type=notify k3s server 2>&1")
-    until("k3s answers", lambda: desk.root("kubectl get --raw /readyz", check=False), lambda seen: "ok" in seen, 60)
+    desk.root("cd /etc/rancher/k3s; echo lab >token; echo 'token-file: /etc/rancher/k3s/token' >config.yaml")
+    desk.root(f"systemctl is-active k3s >/dev/null || {START_K3S}")
+    desk.root("mkdir -p /checkpoints && install -d -m 777 /scratch")
     assert desk.play(**INFRA).rc == 0
     return desk
 
@@ -566,10 +569,12 @@ def test_kubernetes_is_found_by_the_server(k3s: Desk) -> None:
 
 def test_what_is_wrong_with_kubernetes_is_said(k3s: Desk) -> None:
     k3s.root("systemctl stop k3s")
-    assert "Failed to communicate with the cluster" in checked(k3s) and k3s.sky("ada", "check -o json") == {"default": {}}
-    k3s.root("systemd-run --unit=k3s --property=Type=notify k3s server 2>&1")
+    assert "Failed to communicate with the cluster" in checked(k3s) and k3s.sky("ada", "check -o json") == {
+        "default": {}
+    }
+    k3s.root(START_K3S)
     assert k3s.sky("ada", "check -o json") == FOUND
-    k3s.root("sed -i 's/\"lab\"/\"gone\"/' /var/lib/skypilot/.kube/config")
+    k3s.root('sed -i \'s/"lab"/"gone"/\' /var/lib/skypilot/.kube/config')
     assert "No available context found in kubeconfig" in checked(k3s)
     assert "file /var/lib/skypilot/.kube/config" in k3s.changes(k3s.play(**INFRA))
     assert k3s.sky("ada", "check -o json") == FOUND
@@ -591,9 +596,13 @@ def test_the_reaper_ends_what_the_server_has_forgotten(k3s: Desk) -> None:
         found = json.loads(k3s.root("kubectl get pods -l parent=skypilot -o json"))["items"]
         return {one["metadata"]["name"].removesuffix("-head") for one in found}
 
+    def said() -> str:
+        return k3s.root("journalctl --no-pager -o cat -u labrack-skypilot-reaper")
+
     def reap() -> str:
+        before = len(said())
         k3s.root("systemctl start labrack-skypilot-reaper")
-        return k3s.root("journalctl --no-pager -o cat _SYSTEMD_INVOCATION_ID=$(systemctl show --value -p InvocationID labrack-skypilot-reaper)")
+        return said()[before:]
 
     until("pods are there", there, lambda seen: seen == set(pods))
     hours = {f"skypilot_reaper_{what}_hours": 0.0 for what in ("no_autostop", "stuck", "unknown", "idle")}
@@ -612,11 +621,101 @@ def test_the_reaper_ends_what_the_server_has_forgotten(k3s: Desk) -> None:
         "json.dump(d, open(p, 'w'))"
     )
     k3s.root(f'python3 -c "{later}"')
-    said = reap()
-    assert "end ben: stuck was ended" in said and f"the pod lost-{users['ada']}-head was deleted" in said, said
+    told = reap()
+    assert "end ben: stuck was ended" in told and f"the pod lost-{users['ada']}-head was deleted" in told, told
     # another server's pod, and one whose card computes
     assert there() == {f"train-{users['ada']}", "alien-ffff9999"}
     assert "stuck" not in {one["name"] for one in k3s.sky("ada", "status --all-users -o json")}
+
+
+#: What pods of ada and ben leave, and what somebody plants among it to be given others' files.
+LEFT = """
+set -e
+cd /checkpoints/ada
+mkdir -p run/deep
+echo x >run/weights
+echo x >run/deep/log && chown 1000:1000 run/deep/log
+cp /usr/bin/id run/tool && chmod 6755 run/tool
+value="bytes.fromhex('0000000200240000' + '0' * 24)"
+python3 -c "import os; os.setxattr('run/weights', 'security.capability', $value)"
+ln -s /etc/shadow run/shadow
+ln -s /scratch/ben run/bens
+mkfifo run/pipe
+cd /scratch
+runuser -u ada -- mkdir ada
+runuser -u ben -- mkdir ben
+echo "root's" >secret && chmod 600 secret
+ln secret ada/secret
+echo x >ada/mine
+echo x >ben/mine
+runuser -u ben -- sh -c 'echo x >ben/own'
+ln ben/own ada/bens
+mkdir guest && echo x >guest/mine
+cp /usr/bin/id rootly && chmod 4755 rootly && ln rootly ada/rootly
+cp -p rootly /srv/rootly
+# ben leads root elsewhere
+mv /checkpoints/ben /checkpoints/was-ben && ln -s /scratch/guest /checkpoints/ben
+"""
+
+
+def test_what_pods_write_belongs_to_who_launched(k3s: Desk) -> None:
+    give = "systemctl start labrack-skypilot-owner"
+    k3s.root(give)
+    assert k3s.root("stat -c '%a %U' /checkpoints/ada /checkpoints/ben") == "2770 ada\n2770 ben\n"
+    shadow = k3s.root("stat -c '%a %u %g' /etc/shadow")
+    k3s.root(LEFT)
+    k3s.root(give)
+    owners = k3s.root("cd / && stat -c '%U %n' $(find checkpoints/ada/run scratch -mindepth 1)").splitlines()
+    assert {path: owner for owner, path in (line.split(" ") for line in owners)} == {
+        **{f"checkpoints/ada/run/{name}": "ada" for name in ("deep", "deep/log", "weights", "tool")},
+        # links stay, and what has another name may be another's
+        **{f"checkpoints/ada/run/{name}": "root" for name in ("shadow", "bens", "pipe")},
+        **{
+            f"scratch/{name}": "root"
+            for name in ("secret", "ada/secret", "rootly", "ada/rootly", "guest", "guest/mine")
+        },
+        **{"scratch/ada": "ada", "scratch/ada/mine": "ada"},
+        **{f"scratch/{name}": "ben" for name in ("ben", "ben/mine", "ben/own", "ada/bens")},
+    }
+    assert k3s.root("stat -c '%a %u %g' /etc/shadow") == shadow
+    assert "/checkpoints/ben: " in k3s.root("journalctl -o cat -u labrack-skypilot-owner")
+    # no rights of others are left with it, under whichever name
+    kept = "import os; print(os.listxattr('/checkpoints/ada/run/weights'))"
+    assert k3s.root("stat -c %a /checkpoints/ada/run/tool /scratch/ada/rootly") == "755\n755\n"
+    assert k3s.root(f'python3 -c "{kept}"') == "[]\n"
+    k3s.root("runuser -u ada -- rm -r /checkpoints/ada/run/deep")
+    k3s.root("cd /checkpoints && rm ben && mv was-ben ben")
+    # names that change all the time
+    swap = (
+        "import os, time; end = time.time() + 20; os.chdir('/checkpoints/ada/run'); os.symlink('/etc/shadow', 'b')\n"
+        "while time.time() < end: open('a', 'w').close(); os.rename('b', 'c'); os.rename('a', 'b'); os.rename('c', 'a')"
+    )
+    k3s.root(
+        f"systemd-run --collect --unit=swap python3 -c {shlex.quote(swap)} 2>&1; for i in 1 2 3 4 5; do {give}; done"
+    )
+    k3s.root("systemctl stop swap; rm -f /checkpoints/ada/run/[abc]")
+    assert k3s.root("stat -c '%a %u %g' /etc/shadow") == shadow
+
+
+def test_no_file_of_a_pod_makes_anybody_root(k3s: Desk) -> None:
+    k3s.root("cp /usr/bin/id /scratch/rootly && chmod 4755 /scratch/rootly && cp -p /scratch/rootly /srv/rootly")
+
+    def runs_as(path: str) -> str:
+        return k3s.root(f"runuser -u mallory -- {path} -un").strip()
+
+    assert (runs_as("/srv/rootly"), runs_as("/scratch/rootly")) == ("root", "mallory")
+    for place in ("/checkpoints", "/scratch"):
+        assert {"nosuid", "nodev"} <= set(k3s.root(f"findmnt -no OPTIONS --mountpoint {place}").strip().split(","))
+    # somebody who takes it away
+    k3s.root("mount -o remount,bind,suid /scratch")
+    assert runs_as("/scratch/rootly") == "root"
+    told = k3s.play("--check", **INFRA).task(DESK, "Converge what looks for forgotten GPUs")
+    made = k3s.play(**INFRA).task(DESK, "Converge what looks for forgotten GPUs")
+    assert told.subjects == made.subjects == ["service labrack-skypilot-nosuid"]
+    assert runs_as("/scratch/rootly") == "mallory" and k3s.play(**INFRA).changed == {DESK: 0, OTHER: 0}
+    k3s.root("systemctl stop labrack-skypilot-nosuid")
+    assert k3s.root("ls /scratch/rootly; findmnt --mountpoint /scratch", check=False) == "/scratch/rootly\n"
+    k3s.root("systemctl start labrack-skypilot-nosuid")
 
 
 # --- the way back ---

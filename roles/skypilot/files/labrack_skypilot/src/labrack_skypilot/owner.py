@@ -36,7 +36,7 @@ HARD_LINKS = "/proc/sys/fs/protected_hardlinks"
 
 @dataclass(frozen=True)
 class Folder:
-    """A user's folder, by its ``path`` below a folder of the lab, ``base``. ``made``: it is made where it is missing."""
+    """A user's folder, by its ``path`` below the lab's folder ``base``. ``made``: it is made where it is missing."""
 
     base: str
     path: str
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if Path(options.hard_links).read_text(encoding="ascii").strip() == "0":
             # /etc/shadow, named by somebody, would be theirs once root's own is a new file
-            raise limits.Refused("fs.protected_hardlinks is 0, so that people could be given others' files. Mend: set 1")
+            raise limits.Refused("fs.protected_hardlinks is 0: people could be given others' files. Mend: set it to 1")
         for folder in folders(limits.load(options.settings)):
             given = give(folder)
             if given:
