@@ -565,6 +565,9 @@ def test_kubernetes_is_found_by_the_server(k3s: Desk) -> None:
     assert k3s.play(**INFRA).changed == {DESK: 0, OTHER: 0}
     assert k3s.sky("ada", "check -o json") == FOUND
     assert "lab" in checked(k3s)
+    # SkyPilot's own cluster in Docker is not for a server that others have
+    toy = k3s.closet.ssh.run(f"ada@{DESK}", "timeout 60 sky local up 2>&1", timeout=90)
+    assert toy.returncode and "only supported when running SkyPilot locally" in toy.stdout
 
 
 def test_what_is_wrong_with_kubernetes_is_said(k3s: Desk) -> None:
