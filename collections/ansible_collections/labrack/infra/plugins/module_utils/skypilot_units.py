@@ -21,6 +21,8 @@ TABLE = "labrack_skypilot"
 #: processes that stay, and whatever is more in ones that come and go (sky/server/config.py, compute_server_config).
 ENVIRONMENT = {
     "HOME": HOME,
+    # k3s' kubectl would ask its own file, which is root's
+    "KUBECONFIG": f"{HOME}/.kube/config",
     "PATH": f"{CURRENT}/bin:/usr/local/bin:/usr/bin:/bin",
     "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
     "SKYPILOT_POD_MEMORY_GB_LIMIT": "4",

@@ -21,6 +21,10 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  reaper:
+    description: Whether there is a reaper; V(false) takes it away, and what it remembers and its reports as well.
+    type: bool
+    default: true
   dry_run:
     description: Whether it only writes its report, warns nobody and ends nothing.
     type: bool
@@ -86,7 +90,8 @@ options:
     type: dict
     default: {}
   mounts:
-    description: The inventory's C(skypilot_mounts). What pods write there into people's folders is given to them.
+    description: The inventory's C(skypilot_mounts). What pods write there into people's folders is given to them, and
+      the folders are mounted with C(nosuid) and C(nodev).
     type: list
     elements: dict
     default: []
@@ -126,12 +131,15 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_reaper_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
-from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, remove_file
+from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe import read_mounts
+from ansible_collections.labrack.infra.plugins.module_utils.mount_observe import read_places
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, read_text, remove_file
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Observed, ReaperError, Wanted
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceError, apply_steps, observe_services
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "reaper": {"type": "bool", "default": True},
     "dry_run": {"type": "bool", "default": True},
     "grace_hours": {"type": "float", "default": 4},
     "no_autostop_hours": {"type": "float", "default": 1},
@@ -163,13 +171,14 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     webhook, token = params["webhook"] or "", params["token"] or ""
     settings = planner.settings_of(params, bool(webhook), bool(token))
     written = planner.written_by_pods(params["infra"], params["mounts"])
-    return Wanted(True, settings, webhook, token, params["every_minutes"], written)
+    return Wanted(True, params["reaper"], settings, webhook, token, params["every_minutes"], written)
 
 
-def observe() -> Observed:
-    """Read files and timer, and what a reaper has left."""
-    reaper, owner = f"{planner.UNIT}.timer", f"{planner.OWNER}.timer"
-    states = observe_services([reaper, owner])
+def observe(wanted: Wanted) -> Observed:
+    """Read files, timers and mounts, and what a reaper has left."""
+    reaper, owner, nosuid = f"{planner.UNIT}.timer", f"{planner.OWNER}.timer", f"{planner.NOSUID}.service"
+    states = observe_services([reaper, owner, nosuid])
+    mounts = read_mounts(read_text("/proc/self/mountinfo") or "")
     try:
         user = bool(pwd.getpwnam(planner.USER))
     except KeyError:
@@ -180,6 +189,8 @@ def observe() -> Observed:
         states[owner],
         user,
         [path for path in planner.DATA if os.path.lexists(path)],
+        states[nosuid],
+        planner.exposed(wanted.written, read_places(wanted.written), mounts),
     )
 
 
@@ -205,7 +216,7 @@ def main() -> None:
     seen: list[Observed] = []
 
     def look() -> Observed:
-        seen.append(observe())
+        seen.append(observe(wanted))
         return seen[-1]
 
     try:
