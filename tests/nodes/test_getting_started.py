@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from labrack.testnode import node, wheels
+from tests import guides
 from tests.nodes.conftest import KEEP, LAB
 from tests.nodes.harness import ROOT, until
 
-GUIDE = ROOT / "docs/GETTING_STARTED.md"
 DEMO = f"{LAB}-start"
 HOSTS = ("head", "node1", "node2")
 
@@ -56,15 +55,6 @@ class Newcomer:
         return done.stdout
 
 
-def commands() -> list[str]:
-    """The guide's commands, in their order."""
-    text = GUIDE.read_text(encoding="utf-8")
-    found: list[str] = []
-    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        found += block.replace("\\\n", "").splitlines()
-    return found
-
-
 @pytest.fixture(scope="module")
 def newcomer(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
     home = tmp_path_factory.mktemp("newcomer")
@@ -94,7 +84,7 @@ def give_packages() -> None:
 
 
 def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer) -> None:
-    listed = commands()
+    listed = guides.commands("GETTING_STARTED.md")
     assert len(listed) > 25
     for command in listed:
         if command.startswith("labrack gitops install"):
