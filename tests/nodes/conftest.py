@@ -50,6 +50,7 @@ ORDER = (
     "test_molecule",
     "test_gpu_host",
     "test_skypilot",
+    "test_skypilot_slurm",
     "test_tailnet",
     "test_gitops",
     "test_getting_started",

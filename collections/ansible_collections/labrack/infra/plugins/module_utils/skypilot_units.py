@@ -17,16 +17,19 @@ NGINX = f"{ETC}/nginx.conf"
 PROXY_UNIT = "/etc/systemd/system/skypilot-proxy.service"
 TABLE = "labrack_skypilot"
 
-#: The server takes these for the machine's size, by which it counts its workers: two launches and what is short run in
-#: processes that stay, and whatever is more in ones that come and go (sky/server/config.py, compute_server_config).
+#: The server takes these for the machine's size, by which it counts its workers: one launch and one short request run
+#: in processes that stay, and whatever is more in ones that come and go (sky/server/config.py, compute_server_config).
 ENVIRONMENT = {
     "HOME": HOME,
     # k3s' kubectl would ask its own file, which is root's
     "KUBECONFIG": f"{HOME}/.kube/config",
     "PATH": f"{CURRENT}/bin:/usr/local/bin:/usr/bin:/bin",
     "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
-    "SKYPILOT_POD_MEMORY_GB_LIMIT": "4",
+    "SKYPILOT_POD_MEMORY_GB_LIMIT": "3",
     "SKYPILOT_POD_CPU_CORE_LIMIT": "1",
+    # numpy, which each process loads, has a thread for each core; glibc has eight heaps for each
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
     "ENABLE_SERVICE_ACCOUNTS": "true",
     # it packs itself for the machines that jobs run on, and has what that needs: 0 is pip's word for no index
     "PIP_NO_BUILD_ISOLATION": "0",
