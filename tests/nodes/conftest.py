@@ -58,6 +58,7 @@ ORDER = (
     "test_headscale_config",
     "test_tailnet",
     "test_demo_tailnet",
+    "test_demo_desk",
     "test_gitops",
     "test_getting_started",
     "test_skypilot",
