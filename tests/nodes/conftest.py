@@ -51,6 +51,7 @@ ORDER = (
     "test_gpu_host",
     "test_skypilot",
     "test_skypilot_slurm",
+    "test_demo_desk",
     "test_tailnet",
     "test_gitops",
     "test_getting_started",

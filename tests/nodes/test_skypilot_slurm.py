@@ -128,12 +128,12 @@ def test_the_second_researcher_waits_until_the_reaper_ends_what_does_nothing(lab
     until("ben waits", lambda: queue(lab), lambda seen: ("ben", "PENDING") in seen, 180)
     assert ("ada", "RUNNING") in queue(lab)
     hurry(lab, idle_hours=0.001, grace_hours=0.001)
-    until("the reaper would warn ada", lambda: reap(lab), lambda said: "warn ada: mine: " in said, 120)
+    until("the reaper would warn ada", lambda: reap(lab), lambda said: "would warn: mine: " in said, 120)
     assert ("ada", "RUNNING") in queue(lab) and not lab.root(HEAD, "ls /run/labrack/messages")
     hurry(lab, dry_run=False)
     until("ada is warned", lambda: reap(lab), lambda _said: lab.root(HEAD, "ls /run/labrack/messages") == "ada\n", 120)
     assert "mine: " in lab.root(HEAD, "cat /run/labrack/messages/ada")
-    until("ada's cluster is ended", lambda: reap(lab), lambda said: "end ada: mine: " in said, 120)
+    until("ada's cluster is ended", lambda: reap(lab), lambda said: "mine was ended" in said, 120)
     # back to what the inventory says
     assert lab.play("labrack.infra.closet", "--tags", "skypilot").changed[HEAD] == 1
     until("ben runs", lambda: queue(lab), lambda seen: seen == [("ben", "RUNNING")], 180)
