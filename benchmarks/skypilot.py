@@ -33,7 +33,8 @@ TIER = "labrack.infra.under_desk"
 REQUIREMENTS = (ROOT / "roles/skypilot/files/requirements.txt").read_text(encoding="utf-8")
 #: What the role has pip do, without the role.
 BY_HAND = (
-    "cd /root && python3 -m venv bare && bare/bin/pip install -q --no-deps --no-cache-dir --index-url file:///srv/simple "
+    "cd /root && python3 -m venv bare && "
+    "bare/bin/pip install -q --no-deps --no-cache-dir --index-url file:///srv/simple "
     "--only-binary=:all: -r wheels.txt && bare/bin/pip install -q --no-deps --no-cache-dir --index-url "
     "file:///srv/simple --no-build-isolation -r sources.txt && { bare/bin/python -m compileall -q bare/lib || true; }"
 )
