@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from labrack.testnode import node
 from labrack.testnode.gpus import GpuSpec
 from labrack.testnode.node import NodeSpec
+from tests import guides
 from tests.nodes.conftest import KEEP, LAB, SYSTEM
 from tests.nodes.harness import INVENTORIES, ROOT, Closet, Run, bring_up
 
@@ -26,8 +30,28 @@ class Growing:
     """The machines, with the inventory that they have at the time, and what the first of them knew alone."""
 
     closet: Closet
+    #: Where the page's commands run, with ``inventory`` in it.
+    folder: Path
     numbers: str = ""
     job: str = ""
+
+    def told(self, *commands: str) -> None:
+        """Run commands, which have to stand on the page."""
+        assert {*commands} <= {*guides.calls("GROW.md")}
+        binaries = Path(sys.executable).parent
+        environment = {
+            **os.environ,
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "XDG_STATE_HOME": str(self.folder / "state"),
+        }
+        for command in commands:
+            done = subprocess.run(
+                command.split(), cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600
+            )
+            # doctor and plan say by 2 that they have found something
+            right = (0, 2) if command.startswith("labrack ") else (0,)
+            assert done.returncode in right, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +67,13 @@ def growing(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> It
         down()
     # numbers that are chosen are written beside the inventory
     folder = tmp_path_factory.mktemp("grow")
-    for one in ("grow_desk", "grow_closet"):
-        shutil.copytree(INVENTORIES / one, folder / one, symlinks=True)
+    shutil.copytree(INVENTORIES / "grow_desk", folder / "inventory", symlinks=True)
+    for playbook in ("closet.yml", "under_desk.yml"):
+        (folder / playbook).symlink_to(ROOT / playbook)
     machines = (NodeSpec("desk", SYSTEM, (GpuSpec(),) * 2), NodeSpec("node1", SYSTEM, (GpuSpec(),)))
-    yield Growing(bring_up(name, machines, folder / "grow_desk", state))
+    closet = bring_up(name, machines, folder / "inventory", state)
+    (folder / "inventory/reached.json").symlink_to(state / "hosts.json")
+    yield Growing(closet, folder)
     if not KEEP:
         down()
 
@@ -73,11 +100,9 @@ def test_one_machine_is_head_and_worker(growing: Growing) -> None:
 
 
 def test_with_another_machine_it_is_the_head_of_a_closet(growing: Growing) -> None:
-    desk: Path = growing.closet.inventory[0]
-    # the folder gets the new machine; the numbers stay beside it
-    (desk / "groups.yml").write_text((desk.parent / "grow_closet/groups.yml").read_text())
-    run = growing.closet.play("labrack.infra.closet")
-    assert run.rc == 0
+    # the inventory gets the new machine; the numbers stay beside it
+    shutil.copy(INVENTORIES / "grow_closet/groups.yml", growing.folder / "inventory")
+    growing.told("labrack doctor", "labrack plan", "ansible-playbook closet.yml -i inventory")
     for host in ("desk", "node1"):
         assert growing.closet.root(host, "id ada; id ben") == growing.numbers
     assert as_user(growing, "ada@desk", "cat answer /checkpoints/step-1; stat -c %U answer") == "17\nweights\nada\n"
@@ -89,3 +114,11 @@ def test_with_another_machine_it_is_the_head_of_a_closet(growing: Growing) -> No
     )
     again = growing.closet.play("labrack.infra.closet")
     assert set(again.changed.values()) == {0}, again.output[-3000:]
+
+
+def test_slurm_is_taken_off_the_machine_that_is_to_be_a_worker(growing: Growing) -> None:
+    way = "--tags slurm --limit desk -e slurm_state=absent -e lab_max_disruption=drain"
+    growing.told(f"ansible-playbook closet.yml -i inventory {way}")
+    left = "systemctl list-unit-files --no-legend 'slurm*'; ls -d /etc/slurm /var/lib/slurm 2>/dev/null; true"
+    assert growing.closet.root("desk", left) == ""
+    assert growing.closet.root("desk", "id ada; id ben") == growing.numbers
