@@ -75,15 +75,16 @@ def node_cpu(closet: Closet) -> float:
     """CPU seconds that all nodes have used so far."""
     v1, v2 = "/sys/fs/cgroup/cpuacct/cpuacct.usage", "/sys/fs/cgroup/cpu.stat"
     command = f"cat {v1} 2>/dev/null || awk '/usage_usec/ {{print $2 * 1000}}' {v2}"
-    return sum(int(closet.root(host, command)) for host in HOSTS) / 1e9
+    return sum(int(closet.root(one.name, command)) for one in closet.lab.nodes) / 1e9
 
 
-def costs(closet: Closet, *arguments: str) -> dict[str, Any]:
-    """Run the closet's playbook; return its seconds, and the module tasks and changes of each host."""
+def costs(closet: Closet, *arguments: str, playbook: str = "labrack.infra.closet") -> dict[str, Any]:
+    """Run a playbook; return its seconds, and the module tasks and changes of each host."""
     run: Run
     used = node_cpu(closet)
-    run, seconds = measured(lambda: closet.play("labrack.infra.closet", *arguments))
-    tasks = {host: sum(task.ending != "skipped" for task in run.modules(host)) for host in HOSTS}
+    run, seconds = measured(lambda: closet.play(playbook, *arguments))
+    hosts = [one.name for one in closet.lab.nodes]
+    tasks = {host: sum(task.ending != "skipped" for task in run.modules(host)) for host in hosts}
     seconds["nodes_cpu_s"] = round(node_cpu(closet) - used, 2)
     return {**seconds, "module_tasks": tasks, "changed": dict(run.changed)}
 

@@ -61,6 +61,7 @@ ORDER = (
     "test_gitops",
     "test_getting_started",
     "test_skypilot",
+    "test_skypilot_slurm",
     "test_skypilot_policy",
     "test_gpu_watch",
     "test_grow",

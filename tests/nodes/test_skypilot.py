@@ -14,6 +14,7 @@ import shlex
 import shutil
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,12 @@ from typing import Any
 import pytest
 import yaml
 
-from labrack.testnode import node
+from labrack.testnode import node, wheels
 from labrack.testnode.docker import docker
 from labrack.testnode.node import NodeSpec
 from tests.mirror import k3s as releases
 from tests.nodes.conftest import KEEP, LAB, SYSTEM, Sampler
 from tests.nodes.harness import ROOT, Closet, Run, bring_up, until
-from tests.nodes.test_gitops import simple_index
 
 DESK, OTHER = "desk", "node1"
 CANARY = "canary-6Hn4Vt8Kd"
@@ -54,6 +54,31 @@ TRACES = (
     "-iname '*skypilot*' -print; ls -d /opt/* /etc/labrack /usr/local/bin/sky 2>/dev/null; "
     "getent passwd skypilot skypilot-proxy skypilot-submit; nft list tables | grep sky; true"
 )
+#: MiB of all processes of the server.
+MEMORY = (
+    "for file in $(grep -ls /skypilot.service /proc/[0-9]*/cgroup); do "
+    "awk '/^Pss:/ {print $2}' ${file%cgroup}smaps_rollup; done 2>/dev/null "
+    "| awk '{sum += $1} END {print int(sum / 1024)}'"
+)
+#: A machine with 256 GiB and 64 cores, as Python and psutil are told.
+BIG = r"""
+sed 's/^Mem\(Total\|Available\):.*/Mem\1: 268435456 kB/' /proc/meminfo >/run/meminfo
+mkdir -p /run/many /run/systemd/system/skypilot.service.d
+cat >/run/many/sitecustomize.py <<'E'
+import os
+
+sysconf = os.sysconf
+os.sysconf = lambda name: 64 if str(name).startswith("SC_NPROCESSORS") else sysconf(name)
+os.sched_getaffinity = lambda pid: set(range(64))
+os.cpu_count = lambda: 64
+E
+cat >/run/systemd/system/skypilot.service.d/big.conf <<'E'
+[Service]
+BindReadOnlyPaths=/run/meminfo:/proc/meminfo
+Environment=PYTHONPATH=/run/many
+E
+systemctl daemon-reload
+"""
 ASK = """
 import base64, http.client, json, ssl, sys
 host, port, method, path, auth, body, headers = json.load(sys.stdin)
@@ -188,12 +213,11 @@ def desk(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     (inventory / "group_vars/all.yml").write_text(yaml.safe_dump(lab))
     closet = bring_up(name, [NodeSpec(DESK, SYSTEM), NodeSpec(OTHER, SYSTEM)], inventory, state)
-    python = closet.root(DESK, "python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").strip()
+    python = wheels.python_of(closet.lab.node(DESK))
     (folder / "old.txt").write_text(repinned(BEFORE))
-    simple_index(folder, python, repinned(BEFORE))
-    index = simple_index(folder, python, PINNED)
-    wheel = ROOT / f".cache/wheels-{python}/skypilot-0.14.1-py3-none-any.whl"
-    broken, digest = repacked(wheel, index / "skypilot", "0.14.2")
+    wheels.simple_index(folder, python, repinned(BEFORE))
+    index = wheels.simple_index(folder, python, PINNED)
+    broken, digest = repacked(index / "skypilot/skypilot-0.14.1-py3-none-any.whl", index / "skypilot", "0.14.2")
     with (index / "skypilot/index.html").open("a") as page:
         page.write(f'<a href="{broken.name}">{broken.name}</a>\n')
     (folder / "broken.txt").write_text(repinned({"skypilot": f"0.14.2 --hash=sha256:{digest}"}))
@@ -360,9 +384,15 @@ def test_no_other_user_reaches_what_is_behind_the_proxy(desk: Desk) -> None:
     # the proxy's own user reaches the server, and not its queue; root does
     assert desk.ask("skypilot-proxy", "GET", "/api/health", host="127.0.0.1", port=46580)[0] == 200
     assert desk.ask("root", "GET", "/users", host="127.0.0.1", port=46580)[0] == 200
-    queue = "import socket; socket.create_connection(('127.0.0.1', 50011), 3)"
-    refused = desk.root(f'runuser -u skypilot-proxy -- python3 -c "{queue}" 2>&1', check=False)
-    assert "ConnectionRefused" in refused
+    # a server of one process has no queue there; who would start one is guarded all the same
+    assert ":50011 " not in desk.root("ss -ltn")
+    desk.root("systemd-run --unit=queue --uid=skypilot python3 -m http.server --bind 127.0.0.1 50011")
+    until(
+        "it is there", lambda: desk.ask("root", "GET", "/", host="127.0.0.1", port=50011)[0], lambda seen: seen == 200
+    )
+    for who in ("skypilot-proxy", "ada"):
+        assert desk.ask(who, "GET", "/", host="127.0.0.1", port=50011)[0] == 0
+    desk.root("systemctl stop queue")
 
 
 def test_nobody_answers_in_the_servers_place(desk: Desk) -> None:
@@ -504,6 +534,42 @@ def test_it_survives_its_death(desk: Desk) -> None:
     until("it is back", lambda: desk.ask("ada", "GET", "/api/health")[0], lambda seen: seen == 200, 120)
     assert desk.sky("ada", "status -o json") == []
     assert desk.play().changed == {DESK: 0, OTHER: 0}
+
+
+def many_at_once(desk: Desk) -> None:
+    """More requests and launches than the server keeps processes for; wait until all of them are through."""
+    token = desk.secret("ada", "token")
+    asked: list[tuple[str, dict[str, Any]]] = [("/status", {"all_users": True, "refresh": "NONE"})] * 6
+    task = {"task": "run: echo", "dryrun": True}
+    asked += [("/launch", {**task, "cluster_name": f"c{number}"}) for number in range(3)]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda one: desk.ask("ada", "POST", one[0], token, one[1])[0], asked))
+    assert answers == [200] * len(asked)
+    # the answers come before the work is done
+    database = "file:/var/lib/skypilot/.sky/api_server/requests.db?mode=ro"
+    select = "select count(*) from requests where status in ('PENDING', 'RUNNING') and request_id not like '%-daemon'"
+    count = f'import sqlite3; print(sqlite3.connect("{database}", uri=True).execute("{select}").fetchone()[0])'
+    until("nothing runs", lambda: desk.root(f"python3 -c {shlex.quote(count)}").strip(), lambda seen: seen == "0", 240)
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["as it is", "256 GB"])
+def test_idle_it_stays_under_its_bar(desk: Desk, big: bool) -> None:
+    """It keeps few processes of those that many requests at once take, however big the machine is."""
+    healthy = (lambda: desk.ask("ada", "GET", "/api/health")[0]), (lambda seen: seen == 200), 120
+    if big:
+        desk.root(f"{BIG} systemctl restart skypilot")
+        until("it is back", *healthy)
+        told = "nsenter --mount --target $(systemctl show -P MainPID skypilot) head -1 /proc/meminfo"
+        assert "268435456" in desk.root(told)
+    try:
+        many_at_once(desk)
+        assert until("the rest has ended", lambda: int(desk.root(MEMORY)), lambda seen: seen < 1300, 60) > 500
+    finally:
+        if big:
+            desk.root(
+                "rm -r /run/systemd/system/skypilot.service.d; systemctl daemon-reload; systemctl restart skypilot"
+            )
+    until("it is back", *healthy)
 
 
 # --- with Kubernetes, whose API is a stand-in ---

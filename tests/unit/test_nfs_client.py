@@ -194,9 +194,17 @@ def test_unit_names_are_those_of_systemd_escape(path: str, unit: str) -> None:
     [
         (DATA, (5, 3), "vers=4.2,hard,nofail,_netdev,nosuid,nodev,nconnect=4,ro"),
         (DATA, (5, 2), "vers=4.2,hard,nofail,_netdev,nosuid,nodev,ro"),
-        ({**DATA, "options": ["nconnect=8", "soft"]}, (6, 1), "vers=4.2,soft,nofail,_netdev,nosuid,nodev,nconnect=8,ro"),
+        (
+            {**DATA, "options": ["nconnect=8", "soft"]},
+            (6, 1),
+            "vers=4.2,soft,nofail,_netdev,nosuid,nodev,nconnect=8,ro",
+        ),
         ({**HOME, "options": ["suid"]}, (6, 1), "vers=4.2,hard,nofail,_netdev,suid,nodev,nconnect=4"),
-        ({**HOME, "options": ["rsize=65536"]}, (6, 1), "vers=4.2,hard,nofail,_netdev,nosuid,nodev,nconnect=4,rsize=65536"),
+        (
+            {**HOME, "options": ["rsize=65536"]},
+            (6, 1),
+            "vers=4.2,hard,nofail,_netdev,nosuid,nodev,nconnect=4,rsize=65536",
+        ),
     ],
 )
 def test_options(directory: Mapping[str, Any], kernel: tuple[int, int], options: str) -> None:

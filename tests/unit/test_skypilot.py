@@ -433,6 +433,9 @@ def test_the_server_runs_behind_its_guard_and_holds_no_secret() -> None:
     assert "Requires=labrack-skypilot-guard.service" in text and "MemoryMax=6G" in text
     assert "--deploy" not in text and "--host 127.0.0.1" in text and "--enable-basic-auth" in text
     assert "SKYPILOT_INITIAL_BASIC_AUTH" not in text and "SKYPILOT_DISABLE_USAGE_COLLECTION=1" in text
+    # what would be more on a machine with more cores
+    for setting in ("SKYPILOT_POD_CPU_CORE_LIMIT=1", "OPENBLAS_NUM_THREADS=1", "MALLOC_ARENA_MAX=2"):
+        assert f"Environment={setting}\n" in text
 
 
 def test_the_proxy_drops_what_a_client_says_of_itself() -> None:
@@ -516,3 +519,65 @@ def test_one_host_is_the_server_and_has_memory() -> None:
     facts = {"users": [], "groups": [], "subids": [], "gpus": [], "memory_mib": 2000, "os": {}, "packages": []}
     small = replace(lab, facts={"desk": facts})
     assert [one for one in check_facts(small) if "too little for the server" in one.problem]
+
+
+#: A node with cards, as far as rules look at it.
+DESK_FACTS: dict[str, Any] = {
+    "users": [],
+    "groups": [],
+    "subids": [],
+    "addresses": {"ipv4": ["192.168.1.10"]},
+    "gpus": [{"name": "NVIDIA RTX A6000", "memory_mib": 49140, "mig": False}] * 2,
+    "memory_mib": 64000,
+    "os": {"id": "debian", "version": "13"},
+    "packages": [],
+    "conflicts": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("variables", "facts", "mends"),
+    [
+        ({}, {}, 1),
+        # an empty slot takes no card from anybody
+        ({}, {"gpus": []}, 0),
+        ({"k3s_device_plugin": "none"}, {}, 0),
+        ({"k3s_state": "absent"}, {}, 0),
+        ({"lab_orchestrator": "slurm"}, {}, 0),
+    ],
+)
+def test_the_inventory_gives_a_card_to_one_scheduler(variables: dict[str, Any], facts: Any, mends: int) -> None:
+    lab = inventory(**{"lab_orchestrator": "skypilot", **variables})
+    lab = replace(lab, groups={**lab.groups, "slurm_worker": ["desk"]}, facts={"desk": {**DESK_FACTS, **facts}})
+    found = [one for one in check_facts(lab) if one.key == "group slurm_worker"]
+    assert len(found) == mends, found
+    for one in found:
+        assert "two jobs get one card" in one.problem and "take desk out of slurm_worker" in one.mend
+        assert one.value == "desk" and one.hosts == ("desk",)
+    alone = replace(lab, groups={**lab.groups, "slurm_worker": []})
+    assert [one for one in check_facts(alone) if one.key == "group slurm_worker"] == []
+
+
+BOTH = {"kubernetes": [{"name": "k"}], "slurm": [{"name": "s"}]}
+
+
+@pytest.mark.parametrize(
+    ("infra", "runs", "found"),
+    [
+        (BOTH, ["k3s", "slurmd"], True),
+        (BOTH, ["k3s-agent"], True),
+        (BOTH, ["slurmd"], False),
+        ({**BOTH, "slurm": [{"name": "s", "host": "elsewhere", "user": "u"}]}, ["k3s", "slurmd"], False),
+        ({**BOTH, "kubernetes": [{"name": "k", "kubeconfig": "/root/.kube/config"}]}, ["k3s", "slurmd"], False),
+        ({"slurm": BOTH["slurm"]}, ["k3s", "slurmd"], False),
+    ],
+)
+def test_skypilot_is_not_given_the_same_cards_by_two_ways(infra: dict[str, Any], runs: list[str], found: bool) -> None:
+    lab = inventory(lab_orchestrator="slurm", skypilot_infra=infra)
+    facts = {**DESK_FACTS, "conflicts": [{"what": name, "why": ""} for name in runs]}
+    lab = replace(lab, groups={**lab.groups, "slurm_worker": ["desk"]}, facts={"desk": facts})
+    told = [one for one in check_facts(lab) if one.key == "skypilot_infra.kubernetes[0]"]
+    assert bool(told) == found, told
+    if found:
+        assert "GPUs of desk" in told[0].problem and f"systemctl disable --now {runs[0]}" in told[0].mend
+        assert told[0].value == "k" and told[0].hosts == ("desk",)

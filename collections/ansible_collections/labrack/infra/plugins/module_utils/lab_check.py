@@ -17,7 +17,11 @@ from ansible_collections.labrack.infra.plugins.module_utils.rules_backup import 
 from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_facts, check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.rules_headscale import check_headscale
 from ansible_collections.labrack.infra.plugins.module_utils.rules_host import check_host_facts, check_host_variables
-from ansible_collections.labrack.infra.plugins.module_utils.rules_k3s import check_k3s, check_k3s_facts
+from ansible_collections.labrack.infra.plugins.module_utils.rules_k3s import (
+    check_k3s,
+    check_k3s_facts,
+    check_schedulers,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.rules_nfs_client import (
     check_nfs_client,
     check_nfs_client_facts,
@@ -130,6 +134,7 @@ def check_facts(inventory: Inventory) -> list[Finding]:
         findings += [_on(host, finding) for finding in check_nfs_client_facts(host, inventory)]
         if _orchestrator(variables) == "skypilot":
             findings += [_on(host, finding) for finding in check_k3s_facts(host, variables, facts)]
+            findings += [_on(host, finding) for finding in check_schedulers(host, inventory)]
         findings += [_on(host, finding) for finding in check_skypilot_facts(host, inventory)]
         if _orchestrator(variables) != "slurm":
             continue

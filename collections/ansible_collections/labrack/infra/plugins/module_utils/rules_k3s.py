@@ -9,7 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import k3s_plan as planner
-from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, duplicates, shown
+from ansible_collections.labrack.infra.plugins.module_utils.finding import (
+    HIDDEN,
+    Finding,
+    Inventory,
+    duplicates,
+    shown,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import URL
 
 #: The oldest version whose kubelet takes a drop-in without being told of it (k3s 1.32), and what is still supported.
@@ -168,3 +174,14 @@ def check_k3s_facts(host: str, variables: Mapping[str, Any], facts: Mapping[str,
     if variables.get("k3s_mig_strategy") == "none" and any(gpu.get("mig") for gpu in facts["gpus"]):
         problem = "a card is in MIG mode, and its instances would be given to nobody"
         yield Finding(("k3s_mig_strategy",), "none", problem, "use single, or switch MIG off: nvidia-smi -mig 0")
+
+
+def check_schedulers(host: str, inventory: Inventory) -> Iterator[Finding]:
+    """Yield what would give out the GPUs of a host of a cluster a second time: Slurm, by the inventory."""
+    variables, facts = inventory.hosts[host], inventory.facts[host]
+    if variables.get("k3s_state", "present") != "present" or variables.get("k3s_device_plugin") == "none":
+        return
+    if facts["gpus"] and host in inventory.members("slurm_worker"):
+        problem = "k3s gives out its GPUs, and in this group Slurm would too, so that two jobs get one card"
+        mend = f"take {host} out of slurm_worker, or set its k3s_device_plugin to none, or lab_orchestrator to slurm"
+        yield Finding(("group", "slurm_worker"), host, problem, mend)

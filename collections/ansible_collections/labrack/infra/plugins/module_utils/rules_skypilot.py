@@ -52,6 +52,29 @@ def check_skypilot_facts(host: str, inventory: Inventory) -> Iterator[Finding]:
         problem = f"it has {memory} MiB of memory, too little for the server"
         mend = f"put the server on a host with {config.LEAST_MEMORY_MIB} MiB or more"
         yield Finding(("host", host), "", problem, mend)
+    yield from _check_schedulers(host, inventory)
+
+
+def _check_schedulers(server: str, inventory: Inventory) -> Iterator[Finding]:
+    """Yield the lab's own Kubernetes beside its own Slurm where both give out the same GPUs."""
+    infra = inventory.hosts[server].get("skypilot_infra") or {}
+    contexts = infra.get("kubernetes") or ()
+    clusters = [place for place, one in enumerate(contexts) if config.kubeconfig_of(one) == config.K3S_KUBECONFIG]
+    slurm = [one for one in infra.get("slurm") or () if not one.get("host")]
+    if not clusters or not slurm:
+        return
+    for host, facts in inventory.facts.items():
+        # where k3s is the lab's own, its rules tell of it
+        own = inventory.hosts[host].get("lab_orchestrator") == "skypilot"
+        runs = {one["what"] for one in facts.get("conflicts") or ()}
+        worker = "slurmd" in runs or host in inventory.members("slurm_worker")
+        if facts["gpus"] and worker and runs & {"k3s", "k3s-agent"} and not own:
+            other = shown(slurm[0].get("name"))
+            problem = f"this k3s and Slurm ({other}) both give out the GPUs of {host}, so that two jobs get one card"
+            unit = sorted(runs & {"k3s", "k3s-agent"})[0]
+            mend = f"take this entry or the one in slurm out, and on {host}, as root: systemctl disable --now {unit}"
+            path = ("skypilot_infra", "kubernetes", clusters[0])
+            yield Finding(path, shown(contexts[clusters[0]].get("name")), problem, mend)
 
 
 def parameters(variables: Mapping[str, Any]) -> dict[str, Any]:

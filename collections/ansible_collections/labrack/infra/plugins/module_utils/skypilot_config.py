@@ -31,7 +31,11 @@ COMPLETE, FAILED = ".complete", ".failed"
 ETC = "/etc/labrack/skypilot"
 CONFIG = f"{HOME}/.sky/config.yaml"
 KUBECONFIG = f"{HOME}/.kube/config"
+#: As k3s writes it on its server.
+K3S_KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
 SLURM_CONFIG = f"{HOME}/.slurm/config"
+#: What k3s on this host writes.
+K3S_KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
 POOLS = f"{HOME}/.sky/ssh_node_pools.yaml"
 PLUGINS = f"{HOME}/.sky/plugins.yaml"
 KEY = f"{HOME}/.ssh/id_ed25519"
@@ -394,7 +398,7 @@ def _scalar(text: str) -> Any:
 
 def kubeconfig_of(entry: Mapping[str, Any]) -> str:
     """Return the path of an entry's kubeconfig, k3s's own unless the entry has one."""
-    return str(entry.get("kubeconfig") or "/etc/rancher/k3s/k3s.yaml")
+    return str(entry.get("kubeconfig") or K3S_KUBECONFIG)
 
 
 def merged_kubeconfig(entries: Sequence[Mapping[str, Any]], texts: Mapping[str, str | None]) -> str:

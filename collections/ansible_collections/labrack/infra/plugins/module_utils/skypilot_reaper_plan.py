@@ -20,7 +20,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe imp
 from ansible_collections.labrack.infra.plugins.module_utils.mount_observe import Place
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, quoted, sandbox
 
 USER = "skypilot"
 HOME = "/var/lib/skypilot"
@@ -47,7 +47,6 @@ CLIENT = f"{HOME}/reaper"
 SECRETS = frozenset({WEBHOOK, TOKEN})
 #: The files of the role, in the order in which they are written.
 FILES = (CONFIG, WEBHOOK, TOKEN, SERVICE, TIMER, LOGIN, OWNER_SERVICE, OWNER_TIMER, NOSUID_SERVICE)
-UNIT_FILES = frozenset({SERVICE, TIMER, OWNER_SERVICE, OWNER_TIMER, NOSUID_SERVICE})
 #: What the reaper leaves behind.
 DATA = (MESSAGES, STATE, f"{HOME}/reaper.lock", f"{HOME}/reaper.damaged", REPORTS, CLIENT)
 HEADER = "# Written by labrack.\n"
@@ -156,6 +155,7 @@ def written_by_pods(infra: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]
 
 def service_text() -> str:
     """Return the unit of one run: the server's user, who needs no privilege, as the server trusts it on loopback."""
+    kept = sandbox(ReadWritePaths=f"{HOME} -/var/spool -/var/mail")
     return f"""{HEADER}[Unit]
 Description=Look for what is forgotten on the lab's GPUs
 Documentation=man:systemd.exec(5)
@@ -175,27 +175,7 @@ RuntimeDirectory=labrack/messages
 RuntimeDirectoryPreserve=yes
 UMask=0077
 Nice=10
-NoNewPrivileges=true
-CapabilityBoundingSet=
-ProtectSystem=strict
-ReadWritePaths={HOME} -/var/spool -/var/mail
-ProtectHome=true
-PrivateTmp=true
-PrivateDevices=true
-ProtectKernelModules=true
-ProtectKernelTunables=true
-ProtectKernelLogs=true
-ProtectControlGroups=true
-ProtectClock=true
-ProtectHostname=true
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=true
-RestrictRealtime=true
-RestrictSUIDSGID=true
-LockPersonality=true
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-"""
+{kept}"""
 
 
 def timer_text(every: int) -> str:
@@ -215,7 +195,7 @@ WantedBy=timers.target
 
 def owner_service_text(written: Sequence[str]) -> str:
     """Return the unit that gives files away: it may do that, and sees nothing but these folders to write to."""
-    places = " ".join(_quoted(f"-{path}") for path in written)
+    places = " ".join(quoted(f"-{path}") for path in written)
     return f"""{HEADER}[Unit]
 Description=Give what pods wrote in people's folders to them
 Documentation=man:systemd.exec(5)
@@ -246,7 +226,7 @@ LockPersonality=true
 
 def nosuid_service_text(written: Sequence[str]) -> str:
     """Return the unit that has these folders mounted with nosuid and nodev, on themselves where they are no mounts."""
-    places = " ".join(_quoted(path) for path in written)
+    places = " ".join(quoted(path) for path in written)
     return f"""{HEADER}[Unit]
 Description=No set-user-ID files and no devices where pods write
 After=local-fs.target
@@ -277,12 +257,6 @@ def exposed(written: Sequence[str], places: Mapping[str, Place], mounts: Mapping
         return not {"nosuid", "nodev"} <= set(mounts[path]["options"])
 
     return [path for path in written if is_open(path)]
-
-
-def _quoted(path: str) -> str:
-    """Return a word as a unit file takes it (systemd.syntax(7), Quoting)."""
-    text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{text}"' if re.search(r"\s", text) else text
 
 
 OWNER_TIMER_TEXT = f"""{HEADER}[Unit]

@@ -133,19 +133,9 @@ from ansible_collections.labrack.infra.plugins.module_utils import skypilot_reap
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
 from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe import read_mounts
 from ansible_collections.labrack.infra.plugins.module_utils.mount_observe import read_places
-from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
-    observe_file,
-    read_text,
-    remove_file,
-    write_file,
-)
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, read_text, remove_file
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Observed, ReaperError, Wanted
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
-    ServiceError,
-    act,
-    daemon_reload,
-    observe_services,
-)
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceError, apply_steps, observe_services
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -209,32 +199,15 @@ def apply(changes: list[Change], wanted: Wanted, seen: Observed) -> None:
     if wanted.present and not seen.user:
         raise ReaperError(f"the user {planner.USER} is not there. Mend: run the role skypilot whole")
     files = planner.wanted_files(wanted) if wanted.present else {}
-    units = False
-    for change in changes:
-        verb, *words = change.step
-        if verb == "write":
-            file = files[words[0]]
-            if file is not None:
-                write_file(words[0], file)
-        elif verb == "remove":
-            remove_file(words[0])
-        elif verb == "rmtree":
-            if os.path.isdir(words[0]) and not os.path.islink(words[0]):
-                shutil.rmtree(words[0], ignore_errors=True)
-            else:
-                remove_file(words[0])
-        else:
-            if units:
-                daemon_reload()
-                units = False
-            if verb == "disable":
-                act("stop", *words)
-                # a run that goes on would write its state once more
-                act("stop", words[0].replace(".timer", ".service"))
-            act(verb, *words)
-        units |= verb in ("write", "remove") and words[0] in planner.UNIT_FILES
-    if units:
-        daemon_reload()
+    apply_steps(changes, files, {"rmtree": remove_data})
+
+
+def remove_data(path: str) -> None:
+    """Remove a folder of the reaper, or a file."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        remove_file(path)
 
 
 def main() -> None:
