@@ -142,7 +142,7 @@ def test_the_second_researcher_waits_until_the_reaper_ends_what_does_nothing(lab
     # back to what the inventory says
     assert lab.play("labrack.infra.closet", "--tags", "skypilot").changed[HEAD] == 1
     until("ben runs", lambda: queue(lab), lambda seen: seen == [("ben", "RUNNING")], 180)
-    assert "mine" not in json.loads(sky(lab, "ada", "status -o json").stdout.splitlines()[-1])
+    assert '"both"' in (told := sky(lab, "ben", "status -u -o json").stdout) and '"mine"' not in told
     result = "stat --format=%U /checkpoints/ben-result"
     until("ben's job works", lambda: lab.root(HEAD, result, check=False).strip(), lambda seen: seen == "ben", 300)
 
