@@ -580,7 +580,7 @@ INFRA: dict[str, Any] = {
     "skypilot_settings": {"daemons": {"skypilot-status-refresh-daemon": {"interval_seconds": 86400}}},
     "skypilot_mounts": [{"path": "/data", "read_only": True}, {"path": "/checkpoints/{user}"}, {"path": "/scratch"}],
 }
-START_K3S = "systemd-run --collect --unit=k3s --property=Type=notify k3s server 2>&1"
+K3S_UNIT = "[Service]\\nType=notify\\nExecStart=/usr/local/bin/k3s server\\n"
 FOUND = {"default": {"Kubernetes": ["compute"]}}
 #: As k3s takes it from its server's directory.
 POD = """---
@@ -616,7 +616,7 @@ def k3s(desk: Desk) -> Desk:
     docker("cp", "--quiet", str(program), f"{desk.closet.lab.node(DESK).container}:/usr/local/bin/k3s")
     desk.root("chmod 755 /usr/local/bin/k3s; ln -sf k3s /usr/local/bin/kubectl; mkdir -p /etc/rancher/k3s")
     desk.root("cd /etc/rancher/k3s; echo lab >token; echo 'token-file: /etc/rancher/k3s/token' >config.yaml")
-    desk.root(f"systemctl is-active k3s >/dev/null || {START_K3S}")
+    desk.root(f"printf '{K3S_UNIT}' >/run/systemd/system/k3s.service; systemctl daemon-reload; systemctl start k3s")
     desk.root("mkdir -p /checkpoints && install -d -m 777 /scratch")
     assert desk.play(**INFRA).rc == 0
     return desk
@@ -641,7 +641,7 @@ def test_what_is_wrong_with_kubernetes_is_said(k3s: Desk) -> None:
     assert "Failed to communicate with the cluster" in checked(k3s) and k3s.sky("ada", "check -o json") == {
         "default": {}
     }
-    k3s.root(START_K3S)
+    k3s.root("systemctl start k3s")
     assert k3s.sky("ada", "check -o json") == FOUND
     k3s.root('sed -i \'s/"lab"/"gone"/\' /var/lib/skypilot/.kube/config')
     assert "No available context found in kubeconfig" in checked(k3s)
