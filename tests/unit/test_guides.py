@@ -39,6 +39,7 @@ SKY = {
     "down": set(),
     "api cancel": set(),
     "local up": set(),
+    "local down": set(),
 }
 
 
