@@ -34,7 +34,7 @@ test-package: $(READY) ## build, install and run wheel and tarball
 	$(PYTEST) tests/package -v --junitxml=$(JUNIT)/package.xml
 
 test-nodes: $(READY) ## on nodes in containers; LABRACK_NODE_SYSTEM=debian12 picks their system
-	$(PYTEST) -n 2 --dist loadscope tests/nodes -v --junitxml=$(JUNIT)/nodes.xml
+	$(PYTEST) -n 2 --dist loadscope tests/nodes -v --durations=25 --junitxml=$(JUNIT)/nodes.xml
 
 test-vm: $(READY) ## on nodes that are virtual machines, with kernels, disks and power switches of their own
 	$(PYTEST) tests/vm -v --junitxml=$(JUNIT)/vm.xml

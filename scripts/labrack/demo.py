@@ -281,10 +281,8 @@ def _existing(system: str, tailnet: bool, tier: str) -> node.Lab:
     except node.NodeError:
         raise LabError(f"A lab {LAB} is there that was not made from {home()}. {mend}") from None
     if {member.name for member in lab.nodes} != set(TIERS[tier].cards):
-        there = next(
-            (name for name, one in TIERS.items() if set(one.cards) == {one.name for one in lab.nodes}), "other"
-        )
-        raise LabError(f"The lab that is there is not of the tier {tier}, but {there}. {mend}")
+        names = ", ".join(member.name for member in lab.nodes)
+        raise LabError(f"The lab that is there, with {names}, is not of the tier {tier}. {mend}")
     running = docker("ps", "--filter", f"label={node.LABEL}={LAB}", "--format", "{{.Names}}").stdout.split()
     there = [member for member in lab.nodes if member.container in running]
     if len(there) != len(lab.nodes):

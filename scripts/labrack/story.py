@@ -188,7 +188,8 @@ class Story:
         """
         self._show(user, command)
         done = self.ssh.run(f"{user}@{self.head}", command, timeout=seconds)
-        printed = (done.stdout + done.stderr).rstrip()
+        # without colours
+        printed = Text.from_ansi(done.stdout + done.stderr).plain.rstrip()
         expect(done.returncode == 0, f"`{command}` succeeds for {user}", printed)
         lines = [line for line in printed.splitlines() if re.search(shown, line)]
         if lines:

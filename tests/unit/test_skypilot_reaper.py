@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
 import socket
+import sqlite3
 import stat
 import threading
 from collections.abc import Iterator, Sequence
@@ -537,6 +539,16 @@ def test_jobs_of_slurm(lab: Lab) -> None:
         "sudo -n -u ada -H -- /bin/bash --login -c 'scancel 17'",
     ] in lab.commands.calls
     assert not [call for call in lab.commands.calls if "scancel 18" in call[-1] or "scancel 19" in call[-1]]
+
+
+def test_hashes_of_tokens(tmp_path: Path) -> None:
+    database = tmp_path / "state.db"
+    assert reaper.tokens_of(str(database)) == [] and not database.exists()
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("create table users (id text, name text)")
+        connection.execute("insert into users values ('8c8d357b', 'ada'), ('sa-c1834a094c0779d7', 'ada-cli')")
+        connection.commit()
+    assert reaper.tokens_of(str(database)) == ["sa-c1834a094c0779d7"]
 
 
 @pytest.mark.parametrize(

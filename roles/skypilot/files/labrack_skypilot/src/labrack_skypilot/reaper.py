@@ -20,6 +20,7 @@ import shlex
 import shutil
 import smtplib
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,7 @@ class Place:
     report_mail: str = ""
     webhook_file: str = ""
     messages: str = "/run/labrack/messages"
+    database: str = "/var/lib/skypilot/.sky/state.db"
     state: str = "/var/lib/skypilot/reaper.json"
     reports: str = "/var/lib/skypilot/reports"
     unix_names: Mapping[str, str] = field(default_factory=dict)
@@ -132,6 +134,7 @@ class Sdk:
         import sky
         from sky.server import common
 
+        self._database = place.database
         self._sky: Any = sky
         self._common: Any = common
 
@@ -152,13 +155,12 @@ class Sdk:
     def hashes(self) -> list[str]:
         """Return the hashes of the server's users, and of their tokens, by which clients launch."""
 
-        def ask(path: str, key: str) -> list[str]:
-            answer = self._common.make_authenticated_request("GET", path)
+        def ask() -> list[str]:
+            answer = self._common.make_authenticated_request("GET", "/users")
             answer.raise_for_status()
-            return [str(one[key]) for one in answer.json()]
+            return [str(user["id"]) for user in answer.json()]
 
-        tokens = retried(lambda: ask("/users/service-account-tokens", "service_account_user_id"))
-        return retried(lambda: ask("/users", "id")) + tokens
+        return retried(ask) + tokens_of(self._database)
 
     def autostop(self, name: str, minutes: int) -> None:
         """Give a cluster an autostop that ends it."""
@@ -195,6 +197,19 @@ def retried(ask: Callable[[], Got], wait: Callable[[float], None] = time.sleep) 
                 raise
             wait(PAUSE * 2 ** (attempt - 1))
     return ask()
+
+
+def tokens_of(database: str) -> list[str]:
+    """Return the hashes of the tokens by which clients launch, from the server's database; [] where it has none.
+
+    ``GET /users`` leaves them out, and the list of tokens is for who logs in (sky/users/server.py).
+    """
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection,
+    ):
+        return [str(row[0]) for row in connection.execute("select id from users where id like 'sa-%'")]
+    return []
 
 
 def cluster_of(one: Any) -> Cluster:
