@@ -123,7 +123,8 @@ def fill() -> None:
         )
         provider = {"type": "external", "module": "sky.provision.kubernetes", "context": "lab", "namespace": "default"}
         if sys.argv[2:]:
-            global_user_state.set_cluster_yaml(name, json.dumps({"cluster_name": name, "provider": provider}))
+            written = {"cluster_name": name, "provider": provider, "auth": {"ssh_user": "sky"}}
+            global_user_state.set_cluster_yaml(name, json.dumps(written))
         if autostop:
             global_user_state.set_cluster_autostop_value(name, autostop, True)
 
