@@ -12,7 +12,7 @@ from pathlib import Path
 
 from labrack.testnode.docker import LabError
 from labrack.testnode.node import container_name
-from tests.mirror import build, serve
+from tests.mirror import build, k3s, serve
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> int:
             print(build.ensure_tree(print))
             return 0
         if options.command == "up":
-            mirror = serve.up(options.lab, print)
+            mirror = serve.up(options.lab, print, None, k3s.ensure_tree(print))
             for name, key in mirror.keys.items():
                 print(f"{name}: {key.url} {key.fingerprint}")
             if options.variables:
-                inventory = {"all": {"vars": serve.variables(mirror, options.system)}}
+                inventory = {"all": {"vars": {**serve.variables(mirror, options.system), **k3s.variables()}}}
                 options.variables.write_text(json.dumps(inventory, indent=2) + "\n", encoding="utf-8")
             return 0
         if options.command == "down":

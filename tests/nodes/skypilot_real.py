@@ -1,7 +1,7 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What test_skypilot_policy.py runs in SkyPilot's own environment: ``policy`` prints JSON, ``fill`` makes clusters,
-``status`` prints what the server tells of them."""
+"""What tests run in SkyPilot's own environment: ``policy`` prints JSON, ``fill`` makes clusters, of the users that a
+JSON document names or of others, ``status`` prints what the server tells of them."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def policy() -> None:
 
 
 def fill() -> None:
-    """Put clusters into the server's database as SkyPilot itself does."""
-    users = {"ada": "aaaa1111", "ben": "bbbb2222"}
+    """Put clusters into the server's database as SkyPilot itself does; for named users with how they are ended."""
+    users = json.loads(sys.argv[2]) if sys.argv[2:] else {"ada": "aaaa1111", "ben": "bbbb2222"}
     for name, user, ready, managed, autostop in (
         ("train", "ada", True, False, None),
         ("debug", "ben", True, False, 60),
@@ -114,13 +114,16 @@ def fill() -> None:
         handle = cloud_vm_ray_backend.CloudVmRayResourceHandle(
             cluster_name=name,
             cluster_name_on_cloud=f"{name}-{users[user]}",
-            cluster_yaml=None,
+            cluster_yaml=f"~/.sky/generated/{name}.yml" if sys.argv[2:] else None,
             launched_nodes=1,
             launched_resources=resources,
         )
         global_user_state.add_or_update_cluster(
             name, handle, requested_resources={resources}, ready=ready, is_launch=True, is_managed=managed
         )
+        provider = {"type": "external", "module": "sky.provision.kubernetes", "context": "lab", "namespace": "default"}
+        if sys.argv[2:]:
+            global_user_state.set_cluster_yaml(name, json.dumps({"cluster_name": name, "provider": provider}))
         if autostop:
             global_user_state.set_cluster_autostop_value(name, autostop, True)
 

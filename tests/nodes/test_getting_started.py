@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,12 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from labrack.testnode.docker import docker
+from labrack.testnode import node, wheels
+from tests import guides
 from tests.nodes.conftest import KEEP, LAB
 from tests.nodes.harness import ROOT, until
-from tests.nodes.test_gitops import simple_index
 
-GUIDE = ROOT / "docs/GETTING_STARTED.md"
 DEMO = f"{LAB}-start"
 HOSTS = ("head", "node1", "node2")
 
@@ -57,15 +55,6 @@ class Newcomer:
         return done.stdout
 
 
-def commands() -> list[str]:
-    """The guide's commands, in their order."""
-    text = GUIDE.read_text(encoding="utf-8")
-    found: list[str] = []
-    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        found += block.replace("\\\n", "").splitlines()
-    return found
-
-
 @pytest.fixture(scope="module")
 def newcomer(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
     home = tmp_path_factory.mktemp("newcomer")
@@ -88,20 +77,18 @@ def newcomer(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> I
     daemon.wait()
 
 
-def give_packages(folder: Path) -> None:
+def give_packages() -> None:
     """Give the head the packages that pip is about to ask for, as an index."""
-    head = docker("ps", "-q", "--filter", f"label=labrack.lab={DEMO}", "--filter", "name=head").stdout.strip()
-    version = "import sys; print('%d.%d' % sys.version_info[:2])"
-    python = docker("exec", head, "python3", "-c", version).stdout.strip()
-    docker("cp", str(simple_index(folder, python)), f"{head}:/srv/simple")
+    lab = node.load(ROOT / ".labrack" / DEMO.removeprefix("labrack-"))
+    wheels.give(lab.node("head"), (ROOT / "roles/gitops/files/requirements.txt").read_text(), print)
 
 
-def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer, tmp_path: Path) -> None:
-    listed = commands()
+def test_every_command_of_the_guide_does_what_it_says(newcomer: Newcomer) -> None:
+    listed = guides.commands("GETTING_STARTED.md")
     assert len(listed) > 25
     for command in listed:
         if command.startswith("labrack gitops install"):
-            give_packages(tmp_path)
+            give_packages()
             newcomer.run(f"{command} --index-url=file:///srv/simple")
         else:
             newcomer.run(command)

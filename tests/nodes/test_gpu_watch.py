@@ -209,6 +209,12 @@ def test_a_hot_card_is_told_once(desk: Closet) -> None:
     assert "°C" not in login(desk, "ada") and told(desk) == before + 1
 
 
+def test_what_was_is_kept(desk: Closet) -> None:
+    text = desk.user("ben@desk", "labrack-gpus --history 1").stdout
+    assert "GPU 1: up to 91 °C and 22 W" in text and "slowed down in " in text
+    assert desk.root("desk", "ls /var/lib/labrack/gpu-watch | grep -c ring").strip() == "2"
+
+
 def test_no_driver_and_no_cards(desk: Closet) -> None:
     desk.root("desk", "mv /usr/bin/nvidia-smi /usr/bin/nvidia-smi.away")
     try:

@@ -23,10 +23,10 @@ def changed(output: str, step: str) -> list[tuple[str, str]]:
     return re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", part[1], re.MULTILINE)
 
 
-@pytest.mark.parametrize("scenario", ["slurm", "closet", "gpu_host", "storage"])
+@pytest.mark.parametrize("scenario", ["slurm", "closet", "under_desk", "storage"])
 @pytest.mark.parametrize("system", list(dict.fromkeys([SYSTEM, "debian12"])))
 def test_scenario(scenario: str, system: str) -> None:
-    if scenario == "gpu_host" and system.startswith("ubuntu"):
+    if scenario == "under_desk" and system.startswith("ubuntu"):
         pytest.skip("the mirror has no packages for Ubuntu")
     bin_directory = Path(sys.executable).parent
     env = {

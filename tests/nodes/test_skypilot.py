@@ -22,12 +22,12 @@ from typing import Any
 import pytest
 import yaml
 
-from labrack.testnode import node
+from labrack.testnode import node, wheels
 from labrack.testnode.docker import docker
 from labrack.testnode.node import NodeSpec
+from tests.mirror import k3s as releases
 from tests.nodes.conftest import KEEP, LAB, SYSTEM, Sampler
 from tests.nodes.harness import ROOT, Closet, Run, bring_up, until
-from tests.nodes.test_gitops import simple_index
 
 DESK, OTHER = "desk", "node1"
 CANARY = "canary-6Hn4Vt8Kd"
@@ -213,12 +213,11 @@ def desk(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     (inventory / "group_vars/all.yml").write_text(yaml.safe_dump(lab))
     closet = bring_up(name, [NodeSpec(DESK, SYSTEM), NodeSpec(OTHER, SYSTEM)], inventory, state)
-    python = closet.root(DESK, "python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").strip()
+    python = wheels.python_of(closet.lab.node(DESK))
     (folder / "old.txt").write_text(repinned(BEFORE))
-    simple_index(folder, python, repinned(BEFORE))
-    index = simple_index(folder, python, PINNED)
-    wheel = ROOT / f".cache/wheels-{python}/skypilot-0.14.1-py3-none-any.whl"
-    broken, digest = repacked(wheel, index / "skypilot", "0.14.2")
+    wheels.simple_index(folder, python, repinned(BEFORE))
+    index = wheels.simple_index(folder, python, PINNED)
+    broken, digest = repacked(index / "skypilot/skypilot-0.14.1-py3-none-any.whl", index / "skypilot", "0.14.2")
     with (index / "skypilot/index.html").open("a") as page:
         page.write(f'<a href="{broken.name}">{broken.name}</a>\n')
     (folder / "broken.txt").write_text(repinned({"skypilot": f"0.14.2 --hash=sha256:{digest}"}))
@@ -571,6 +570,221 @@ def test_idle_it_stays_under_its_bar(desk: Desk, big: bool) -> None:
                 "rm -r /run/systemd/system/skypilot.service.d; systemctl daemon-reload; systemctl restart skypilot"
             )
     until("it is back", *healthy)
+
+
+# --- with Kubernetes, whose API is a stand-in ---
+
+INFRA: dict[str, Any] = {
+    "skypilot_infra": {"kubernetes": [{"name": "lab"}]},
+    # the server does not look by itself for the clusters that are put into its database
+    "skypilot_settings": {"daemons": {"skypilot-status-refresh-daemon": {"interval_seconds": 86400}}},
+    "skypilot_mounts": [{"path": "/data", "read_only": True}, {"path": "/checkpoints/{user}"}, {"path": "/scratch"}],
+}
+START_K3S = "systemd-run --collect --unit=k3s --property=Type=notify k3s server 2>&1"
+FOUND = {"default": {"Kubernetes": ["compute"]}}
+#: As k3s takes it from its server's directory.
+POD = """---
+apiVersion: "v1"
+kind: "Pod"
+metadata:
+  name: "{name}-head"
+  namespace: "default"
+  labels:
+    parent: "skypilot"
+    skypilot-cluster-name: "{name}"
+    ray-cluster-name: "{name}"
+    ray-node-type: "head"
+  annotations:
+    skypilot-user: "ada-cli"
+    standin/prints: "{percent}"
+spec:
+  containers:
+    - name: "ray-node"
+      resources:
+        limits:
+          nvidia.com/gpu: "1"
+status:
+  phase: "Running"
+"""
+
+
+@pytest.fixture(scope="module")
+def k3s(desk: Desk) -> Desk:
+    """The server, with k3s on its host."""
+    release = releases.ensure_tree(print) / "tree" / releases.RELEASES / releases.VERSIONS[-1]
+    (program,) = (path for path in release.iterdir() if re.fullmatch(r"k3s(-arm64)?", path.name))
+    docker("cp", "--quiet", str(program), f"{desk.closet.lab.node(DESK).container}:/usr/local/bin/k3s")
+    desk.root("chmod 755 /usr/local/bin/k3s; ln -sf k3s /usr/local/bin/kubectl; mkdir -p /etc/rancher/k3s")
+    desk.root("cd /etc/rancher/k3s; echo lab >token; echo 'token-file: /etc/rancher/k3s/token' >config.yaml")
+    desk.root(f"systemctl is-active k3s >/dev/null || {START_K3S}")
+    desk.root("mkdir -p /checkpoints && install -d -m 777 /scratch")
+    assert desk.play(**INFRA).rc == 0
+    return desk
+
+
+def checked(desk: Desk) -> str:
+    """What the server's check of Kubernetes says to a researcher."""
+    return desk.closet.ssh.run(f"ada@{DESK}", "timeout 100 sky check kubernetes 2>&1", timeout=120).stdout
+
+
+def test_kubernetes_is_found_by_the_server(k3s: Desk) -> None:
+    assert k3s.play(**INFRA).changed == {DESK: 0, OTHER: 0}
+    assert k3s.sky("ada", "check -o json") == FOUND
+    assert "lab" in checked(k3s)
+    # SkyPilot's own cluster in Docker is not for a server that others have
+    toy = k3s.closet.ssh.run(f"ada@{DESK}", "timeout 60 sky local up 2>&1", timeout=90)
+    assert toy.returncode and "only supported when running SkyPilot locally" in toy.stdout
+
+
+def test_what_is_wrong_with_kubernetes_is_said(k3s: Desk) -> None:
+    k3s.root("systemctl stop k3s")
+    assert "Failed to communicate with the cluster" in checked(k3s) and k3s.sky("ada", "check -o json") == {
+        "default": {}
+    }
+    k3s.root(START_K3S)
+    assert k3s.sky("ada", "check -o json") == FOUND
+    k3s.root('sed -i \'s/"lab"/"gone"/\' /var/lib/skypilot/.kube/config')
+    assert "No available context found in kubeconfig" in checked(k3s)
+    assert "file /var/lib/skypilot/.kube/config" in k3s.changes(k3s.play(**INFRA))
+    assert k3s.sky("ada", "check -o json") == FOUND
+
+
+def test_the_reaper_ends_what_the_server_has_forgotten(k3s: Desk) -> None:
+    """By its own unit, against the server and its own database; clusters and pods are put there."""
+    accounts = json.loads(k3s.ask("root", "GET", "/users", host="127.0.0.1", port=46580)[1])
+    ids = {one["name"]: one["id"] for one in accounts}
+    users = {name: ids[name] for name in ("ada", "ben")}
+    docker("cp", "--quiet", str(ROOT / "tests/nodes/skypilot_real.py"), f"{k3s.closet.lab.node(DESK).container}:/srv")
+    fill = f"/opt/skypilot/current/bin/python /srv/skypilot_real.py fill {shlex.quote(json.dumps(users))}"
+    k3s.root(f"cd / && runuser -u skypilot -- env HOME=/var/lib/skypilot {fill}")
+    pods = {f"lost-{users['ada']}": 0, f"stuck-{users['ben']}": 0, f"train-{users['ada']}": 97, "alien-ffff9999": 0}
+    manifests = "".join(POD.format(name=name, percent=percent) for name, percent in pods.items())
+    k3s.root(f"cat >/var/lib/rancher/k3s/server/manifests/pods.yaml <<'E'\n{manifests}E")
+
+    def there() -> set[str]:
+        found = json.loads(k3s.root("kubectl get pods -l parent=skypilot -o json"))["items"]
+        return {one["metadata"]["name"].removesuffix("-head") for one in found}
+
+    def said() -> str:
+        return k3s.root("journalctl --no-pager -o cat -u labrack-skypilot-reaper")
+
+    def reap() -> str:
+        before = len(said())
+        k3s.root("systemctl start labrack-skypilot-reaper")
+        return said()[before:]
+
+    until("pods are there", there, lambda seen: seen == set(pods))
+    hours = {f"skypilot_reaper_{what}_hours": 0.0 for what in ("no_autostop", "stuck", "unknown", "idle")}
+    wishes = {**INFRA, **hours, "skypilot_reaper_grace_hours": 0.25}
+    k3s.play(**wishes)
+    dry = reap() + reap()
+    assert "would warn: stuck: it does not come up" in dry and "would warn: train: it has no autostop" in dry
+    assert f"would warn: lost-{users['ada']}-head" in dry and there() == set(pods)
+    assert not k3s.root("ls /run/labrack/messages")
+    k3s.play(**wishes, skypilot_reaper_dry_run=False, skypilot_reaper_spare=["train"])
+    assert f"warn ada-cli: lost-{users['ada']}-head" in reap() and there() == set(pods)
+    assert "does not come up" in k3s.root("cat /run/labrack/messages/ben")
+    later = (
+        "import json; p='/var/lib/skypilot/reaper.json'; d=json.load(open(p)); "
+        "[w.update(since=9e3, warned=w['warned'] - 9e3) for w in d['watches'].values() if w['warned']]; "
+        "json.dump(d, open(p, 'w'))"
+    )
+    k3s.root(f'python3 -c "{later}"')
+    told = reap()
+    assert "end ben: stuck was ended" in told and f"the pod lost-{users['ada']}-head was deleted" in told, told
+    # another server's pod, and one whose card computes
+    assert there() == {f"train-{users['ada']}", "alien-ffff9999"}
+    assert "stuck" not in {one["name"] for one in k3s.sky("ada", "status --all-users -o json")}
+
+
+#: What pods of ada and ben leave, and what somebody plants among it to be given others' files.
+LEFT = """
+set -e
+cd /checkpoints/ada
+mkdir -p run/deep
+echo x >run/weights
+echo x >run/deep/log && chown 1000:1000 run/deep/log
+cp /usr/bin/id run/tool && chmod 6755 run/tool
+value="bytes.fromhex('0000000200240000' + '0' * 24)"
+python3 -c "import os; os.setxattr('run/weights', 'security.capability', $value)"
+ln -s /etc/shadow run/shadow
+ln -s /scratch/ben run/bens
+mkfifo run/pipe
+cd /scratch
+runuser -u ada -- mkdir ada
+runuser -u ben -- mkdir ben
+echo "root's" >secret && chmod 600 secret
+ln secret ada/secret
+echo x >ada/mine
+echo x >ben/mine
+runuser -u ben -- sh -c 'echo x >ben/own'
+ln ben/own ada/bens
+mkdir guest && echo x >guest/mine
+cp /usr/bin/id rootly && chmod 4755 rootly && ln rootly ada/rootly
+cp -p rootly /srv/rootly
+# ben leads root elsewhere
+mv /checkpoints/ben /checkpoints/was-ben && ln -s /scratch/guest /checkpoints/ben
+"""
+
+
+def test_what_pods_write_belongs_to_who_launched(k3s: Desk) -> None:
+    give = "systemctl start labrack-skypilot-owner"
+    k3s.root(give)
+    assert k3s.root("stat -c '%a %U' /checkpoints/ada /checkpoints/ben") == "2770 ada\n2770 ben\n"
+    shadow = k3s.root("stat -c '%a %u %g' /etc/shadow")
+    k3s.root(LEFT)
+    k3s.root(give)
+    owners = k3s.root("cd / && stat -c '%U %n' $(find checkpoints/ada/run scratch -mindepth 1)").splitlines()
+    assert {path: owner for owner, path in (line.split(" ") for line in owners)} == {
+        **{f"checkpoints/ada/run/{name}": "ada" for name in ("deep", "deep/log", "weights", "tool")},
+        # links stay, and what has another name may be another's
+        **{f"checkpoints/ada/run/{name}": "root" for name in ("shadow", "bens", "pipe")},
+        **{
+            f"scratch/{name}": "root"
+            for name in ("secret", "ada/secret", "rootly", "ada/rootly", "guest", "guest/mine")
+        },
+        **{"scratch/ada": "ada", "scratch/ada/mine": "ada"},
+        **{f"scratch/{name}": "ben" for name in ("ben", "ben/mine", "ben/own", "ada/bens")},
+    }
+    assert k3s.root("stat -c '%a %u %g' /etc/shadow") == shadow
+    assert "/checkpoints/ben: " in k3s.root("journalctl -o cat -u labrack-skypilot-owner")
+    # no rights of others are left with it, under whichever name
+    kept = "import os; print(os.listxattr('/checkpoints/ada/run/weights'))"
+    assert k3s.root("stat -c %a /checkpoints/ada/run/tool /scratch/ada/rootly") == "755\n755\n"
+    assert k3s.root(f'python3 -c "{kept}"') == "[]\n"
+    k3s.root("runuser -u ada -- rm -r /checkpoints/ada/run/deep")
+    k3s.root("cd /checkpoints && rm ben && mv was-ben ben")
+    # names that change all the time
+    swap = (
+        "import os, time; end = time.time() + 20; os.chdir('/checkpoints/ada/run'); os.symlink('/etc/shadow', 'b')\n"
+        "while time.time() < end: open('a', 'w').close(); os.rename('b', 'c'); os.rename('a', 'b'); os.rename('c', 'a')"
+    )
+    k3s.root(
+        f"systemd-run --collect --unit=swap python3 -c {shlex.quote(swap)} 2>&1; for i in 1 2 3 4 5; do {give}; done"
+    )
+    k3s.root("systemctl stop swap; rm -f /checkpoints/ada/run/[abc]")
+    assert k3s.root("stat -c '%a %u %g' /etc/shadow") == shadow
+
+
+def test_no_file_of_a_pod_makes_anybody_root(k3s: Desk) -> None:
+    k3s.root("cp /usr/bin/id /scratch/rootly && chmod 4755 /scratch/rootly && cp -p /scratch/rootly /srv/rootly")
+
+    def runs_as(path: str) -> str:
+        return k3s.root(f"runuser -u mallory -- {path} -un").strip()
+
+    assert (runs_as("/srv/rootly"), runs_as("/scratch/rootly")) == ("root", "mallory")
+    for place in ("/checkpoints", "/scratch"):
+        assert {"nosuid", "nodev"} <= set(k3s.root(f"findmnt -no OPTIONS --mountpoint {place}").strip().split(","))
+    # somebody who takes it away
+    k3s.root("mount -o remount,bind,suid /scratch")
+    assert runs_as("/scratch/rootly") == "root"
+    told = k3s.play("--check", **INFRA).task(DESK, "Converge what looks for forgotten GPUs")
+    made = k3s.play(**INFRA).task(DESK, "Converge what looks for forgotten GPUs")
+    assert told.subjects == made.subjects == ["service labrack-skypilot-nosuid"]
+    assert runs_as("/scratch/rootly") == "mallory" and k3s.play(**INFRA).changed == {DESK: 0, OTHER: 0}
+    k3s.root("systemctl stop labrack-skypilot-nosuid")
+    assert k3s.root("ls /scratch/rootly; findmnt --mountpoint /scratch", check=False) == "/scratch/rootly\n"
+    k3s.root("systemctl start labrack-skypilot-nosuid")
 
 
 # --- the way back ---

@@ -42,7 +42,7 @@ class Nodes:
         key = ["-i", os.environ["LABRACK_USER_KEY"], "-p", str(variables["ansible_port"])]
         target = [*key, f"{user}@{variables['ansible_host']}", command]
         argv = ["ssh", "-F", "none", "-o", "BatchMode=yes", *options, *target]
-        return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+        return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=150)
 
     def playbook(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a playbook of the collection; any exit status is fine."""

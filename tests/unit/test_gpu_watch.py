@@ -298,6 +298,21 @@ def test_the_ring_never_grows(tmp_path: Path) -> None:
     assert "GPU 0: up to 99 °C and 120 W, 50 % used, slowed down in 0 of " in text and "GPU 1: no samples" in text
 
 
+def test_a_minute_keeps_the_most_of_its_looks(tmp_path: Path) -> None:
+    start = NOW // 60 * 60
+    for second, one in enumerate(
+        (card(temperature=91, throttle=("hw_thermal_slowdown",)), card(temperature=40), Card(0, "GPU-0", "GPU"))
+    ):
+        gpus.note_sample(tmp_path, one, Settings(), start + second)
+    gpus.note_sample(tmp_path, card(temperature=50), Settings(), start + 60)
+    text = gpus.history(tmp_path, [card()], 1, start + 60)
+    assert "GPU 0: up to 91 °C and 120 W" in text and "slowed down in 1 of 2 minutes" in text
+    # a week later its place in the ring is another minute's
+    gpus.note_sample(tmp_path, card(temperature=30), Settings(), start + 7 * 86400)
+    (last,) = gpus.samples(gpus.ring_path(tmp_path, card()), start + 86400, start + 8 * 86400)
+    assert last[1] == 30
+
+
 def test_cards_that_tell_nothing_and_too_much(tmp_path: Path) -> None:
     gpus.note_sample(tmp_path, Card(0, "", "GPU"), Settings(), NOW)
     gpus.note_sample(tmp_path, card(1, memory=2**40, use=400, throttle=gpus.THROTTLE), Settings(), NOW)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ansible_collections.labrack.infra.plugins.module_utils import k3s_observe as host
 from ansible_collections.labrack.infra.plugins.module_utils import k3s_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change, consent
+from ansible_collections.labrack.infra.plugins.module_utils.download import DownloadError
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
 from ansible_collections.labrack.infra.plugins.module_utils.k3s_plan import (
     AGENT_TOKEN,
@@ -601,9 +602,9 @@ def fetch(releases: Path, folder: Path, version: str, monkeypatch: pytest.Monkey
     """Fetch a release from the tree and return the addresses that were asked."""
     asked: list[str] = []
 
-    def download(url: str, target: Path) -> str:
+    def download(url: str, target: Path, check: str) -> str:
         asked.append(url)
-        return DOWNLOAD(f"file://{releases}{url[len('https://mirror') :].replace('%2B', '+')}", target)
+        return DOWNLOAD(f"file://{releases}{url[len('https://mirror') :].replace('%2B', '+')}", target, check)
 
     monkeypatch.setattr(module, "download", download)
     monkeypatch.setattr(host, "program_version", lambda _path: params.pop("told", version))
@@ -625,7 +626,7 @@ def test_release_is_held_against_its_own_sums(releases: Path, tmp_path: Path, mo
         fetch(releases, tmp_path / "b", mirror.WRONG_SUM, monkeypatch)
     with pytest.raises(K3sError, match=f"says that it is {NEWEST.replace('+', '.')}, not"):
         fetch(releases, tmp_path / "c", mirror.WRONG_PROGRAM, monkeypatch, told=NEWEST)
-    with pytest.raises(K3sError, match="can't be fetched"):
+    with pytest.raises(DownloadError, match="can't be fetched"):
         fetch(releases, tmp_path / "d", mirror.MISSING, monkeypatch)
     with pytest.raises(K3sError, match=f"k3s_artifact_sha256 says {'0' * 64}"):
         fetch(releases, tmp_path / "e", NEWEST, monkeypatch, amd64="0" * 64)

@@ -165,7 +165,7 @@ def test_units_of_a_directory() -> None:
         f"{nfs_client_plan.HEADER}\n"
         "[Unit]\nDescription=/home of head\nStartLimitIntervalSec=0\n\n"
         "[Mount]\nWhat=head:/srv/lab/home\nWhere=/home\nType=nfs4\n"
-        "Options=vers=4.2,hard,nofail,_netdev,nconnect=4\nTimeoutSec=90\n"
+        "Options=vers=4.2,hard,nofail,_netdev,nosuid,nodev,nconnect=4\nTimeoutSec=90\n"
     )
     assert nfs_client_plan.automount_text(share, made=True) == (
         f"{nfs_client_plan.HEADER}\n"
@@ -192,10 +192,19 @@ def test_unit_names_are_those_of_systemd_escape(path: str, unit: str) -> None:
 @pytest.mark.parametrize(
     ("directory", "kernel", "options"),
     [
-        (DATA, (5, 3), "vers=4.2,hard,nofail,_netdev,nconnect=4,ro"),
-        (DATA, (5, 2), "vers=4.2,hard,nofail,_netdev,ro"),
-        ({**DATA, "options": ["nconnect=8", "soft"]}, (6, 1), "vers=4.2,soft,nofail,_netdev,nconnect=8,ro"),
-        ({**HOME, "options": ["rsize=65536"]}, (6, 1), "vers=4.2,hard,nofail,_netdev,nconnect=4,rsize=65536"),
+        (DATA, (5, 3), "vers=4.2,hard,nofail,_netdev,nosuid,nodev,nconnect=4,ro"),
+        (DATA, (5, 2), "vers=4.2,hard,nofail,_netdev,nosuid,nodev,ro"),
+        (
+            {**DATA, "options": ["nconnect=8", "soft"]},
+            (6, 1),
+            "vers=4.2,soft,nofail,_netdev,nosuid,nodev,nconnect=8,ro",
+        ),
+        ({**HOME, "options": ["suid"]}, (6, 1), "vers=4.2,hard,nofail,_netdev,suid,nodev,nconnect=4"),
+        (
+            {**HOME, "options": ["rsize=65536"]},
+            (6, 1),
+            "vers=4.2,hard,nofail,_netdev,nosuid,nodev,nconnect=4,rsize=65536",
+        ),
     ],
 )
 def test_options(directory: Mapping[str, Any], kernel: tuple[int, int], options: str) -> None:

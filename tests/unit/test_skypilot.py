@@ -293,6 +293,13 @@ def test_only_what_the_inventory_names_is_used() -> None:
         "mounts": [{"path": "/data", "read_only": False}],
         "uids": {"ada": [2001, 2001], "ada-cli": [2001, 2001]},
     }
+    # each one's own is the policy's to mount
+    own = [{"path": "/data", "read_only": True}, {"path": "/checkpoints/{user}"}]
+    assert files.config_tree(infra, people, own, "", {})["kubernetes"]["pod_config"]["spec"] == pod
+    assert json.loads(files.policy_settings(people, own, {}))["mounts"] == [
+        {"path": "/data", "read_only": True},
+        {"path": "/checkpoints/{user}", "read_only": False, "mount": True},
+    ]
 
 
 def test_who_uses_it() -> None:
@@ -469,6 +476,11 @@ def inventory(**variables: Any) -> Inventory:
         ({"skypilot_tls_cert": "/c"}, "skypilot_tls_cert", "belong together"),
         ({"skypilot_memory_max": "1G"}, "skypilot_memory_max", "too little memory"),
         ({"skypilot_mounts": [{"path": "/etc"}]}, "skypilot_mounts[0].path", "not to be mounted"),
+        (
+            {"skypilot_mounts": [{"path": "/c/{user}"}], "skypilot_admin_policy": ""},
+            "skypilot_mounts[0].path",
+            "whose it is",
+        ),
         ({"skypilot_infra": {"kubernetes": [{"name": "ssh-lab"}]}}, "skypilot_infra.kubernetes[0].name", "no name"),
         ({"skypilot_infra": {"slurm": [{"name": "a", "time": "long"}]}}, "skypilot_infra.slurm[0].time", "no time"),
         ({"skypilot_infra": {"ssh_pools": {"p": {"hosts": ["x"]}}}}, "skypilot_infra.ssh_pools", "unpinned k3s"),

@@ -314,21 +314,26 @@ def test_no_settings_let_nothing_through(tmp_path: Path) -> None:
 
 def test_whose_folders_are_given() -> None:
     assert owner.folders(LIMITS) == [
-        owner.Folder("/checkpoints/ada", 2001, 3001, True),
-        owner.Folder("/scratch/ada", 2001, 3001),
-        owner.Folder("/checkpoints/ben", 2002, 2002, True),
-        owner.Folder("/scratch/ben", 2002, 2002),
+        owner.Folder("/checkpoints", "ada", 2001, 3001, True),
+        owner.Folder("/scratch", "ada", 2001, 3001),
+        owner.Folder("/checkpoints", "ben", 2002, 2002, True),
+        owner.Folder("/scratch", "ben", 2002, 2002),
+    ]
+    deep = replace(LIMITS, mounts=(HostPath("/a/{user}/runs"), HostPath("/b/of-{user}")), uids={"ada": (2001, 3001)})
+    assert owner.folders(deep) == [
+        owner.Folder("/a", "ada/runs", 2001, 3001, True),
+        owner.Folder("/b", "of-ada", 2001, 3001, True),
     ]
     assert owner.folders(replace(LIMITS, unix_names={"ada": "../x", "ben@example.org": ""})) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
 def test_what_pods_wrote_belongs_to_the_user(tmp_path: Path) -> None:
-    folder = owner.Folder(str(tmp_path / "ada"), 2001, 3001, made=True)
+    folder = owner.Folder(str(tmp_path), "ada", 2001, 3001, made=True)
     assert owner.give(folder) == 0
-    info = os.stat(folder.path)
+    info = os.stat(tmp_path / "ada")
     assert (info.st_uid, info.st_gid, info.st_mode & 0o7777) == (2001, 3001, 0o2770)
-    run = Path(folder.path) / "run"
+    run = tmp_path / "ada/run"
     (run / "deep").mkdir(parents=True)
     (run / "weights").write_text("x")
     (run / "weights").chmod(0o4755)
@@ -340,6 +345,10 @@ def test_what_pods_wrote_belongs_to_the_user(tmp_path: Path) -> None:
     outside.write_text("root's")
     (run / "link").symlink_to(outside)
     os.link(outside, run / "other-name")
+    lent = tmp_path / "lent"
+    lent.write_text("with root's rights, and a name elsewhere")
+    lent.chmod(0o6755)
+    os.link(lent, run / "lent")
     os.mkfifo(run / "pipe")
     if _may_mknod(tmp_path):
         os.mknod(run / "disk", 0o600 | stat.S_IFBLK, os.makedev(7, 0))
@@ -352,9 +361,11 @@ def test_what_pods_wrote_belongs_to_the_user(tmp_path: Path) -> None:
         "ben": 2002,
         "link": 0,
         "other-name": 0,
+        "lent": 0,
         "pipe": 0,
     }
     assert run.stat().st_uid == 2001 and outside.stat().st_uid == 0 and not (run / "weights").stat().st_mode & 0o6000
+    assert lent.stat().st_mode & 0o7777 == 0o755
     assert not (run / "disk").exists() or (run / "disk").lstat().st_uid == 0
     assert owner.give(folder) == 0
 
@@ -371,14 +382,69 @@ def _may_mknod(folder: Path) -> bool:
 def test_a_folder_that_is_not_theirs_stays(tmp_path: Path) -> None:
     (tmp_path / "ada").mkdir()
     (tmp_path / "ada/file").write_text("x")
-    assert owner.give(owner.Folder(str(tmp_path / "ada"), 2001, 3001)) == 0
+    assert owner.give(owner.Folder(str(tmp_path), "ada", 2001, 3001)) == 0
     (tmp_path / "ben").symlink_to(tmp_path / "ada")
     os.chown(tmp_path / "ada", 2002, 2002)
-    assert owner.give(owner.Folder(str(tmp_path / "ben"), 2002, 2002)) == 0
-    assert owner.give(owner.Folder(str(tmp_path / "none"), 2002, 2002)) == 0
-    assert (tmp_path / "ada/file").stat().st_uid == 0
+    (tmp_path / "ada/run").mkdir()
+    os.chown(tmp_path / "ada/run", 2002, 2002)
+    (tmp_path / "ada/run/file").write_text("x")
+    for below in ("ben", "ben/run", "none"):
+        assert owner.give(owner.Folder(str(tmp_path), below, 2002, 2002)) == 0
+    # nor is anything made behind a link
+    assert owner.give(owner.Folder(str(tmp_path), "ben/new", 2002, 2002, made=True)) == 0
+    assert (tmp_path / "ada/file").stat().st_uid == (tmp_path / "ada/run/file").stat().st_uid == 0
+    assert not (tmp_path / "ada/new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_who_swaps_names_meanwhile_gets_nothing_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "key").write_text("root's")
+    (tmp_path / "ada").mkdir()
+    os.chown(tmp_path / "ada", 2001, 3001)
+    for name in ("file", "folder"):
+        (tmp_path / "ada" / name).mkdir() if name == "folder" else (tmp_path / "ada" / name).write_text("x")
+    (tmp_path / "ada/folder/key").write_text("x")
+    looked, swapped = os.fstat, []
+
+    def swap(handle: int) -> os.stat_result:
+        """Between a look and what is done, the name comes to be that of something of root's."""
+        info = looked(handle)
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        if path.parent == tmp_path / "ada":
+            path.rename(tmp_path / f"was-{path.name}")
+            path.symlink_to(victim / "key" if path.name == "file" else victim)
+            swapped.append(path.name)
+        return info
+
+    monkeypatch.setattr(os, "fstat", swap)
+    assert owner.give(owner.Folder(str(tmp_path), "ada", 2001, 3001)) == 3 and sorted(swapped) == ["file", "folder"]
+    monkeypatch.undo()
+    assert {path.stat().st_uid for path in (victim, victim / "key")} == {0}
+    assert {path.stat().st_uid for path in (tmp_path / "was-file", tmp_path / "was-folder/key")} == {2001}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_a_new_folder_that_was_swapped_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/file").write_text("root's")
+    made = os.mkdir
+
+    def swap(name: str, mode: int, dir_fd: int) -> None:
+        made(name, mode, dir_fd=dir_fd)
+        (tmp_path / "ada").rmdir()
+        (tmp_path / "others").rename(tmp_path / "ada")
+
+    monkeypatch.setattr(os, "mkdir", swap)
+    assert owner.give(owner.Folder(str(tmp_path), "ada", 2001, 3001, made=True)) == 0
+    monkeypatch.undo()
+    assert {path.stat().st_uid for path in (tmp_path / "ada", tmp_path / "ada/file")} == {0}
 
 
 def test_without_settings_nothing_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert owner.main(["--settings", str(tmp_path / "none")]) == 1
     assert "Mend:" in capsys.readouterr().err
+    (tmp_path / "links").write_text("0\n")
+    assert owner.main(["--settings", str(tmp_path / "none"), "--hard-links", str(tmp_path / "links")]) == 1
+    assert "fs.protected_hardlinks is 0" in capsys.readouterr().err

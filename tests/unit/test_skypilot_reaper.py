@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_reaper_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
+from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe import read_mounts
 from ansible_collections.labrack.infra.plugins.module_utils.rules_gpu import check_gpu_variables
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Observed as Host
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Wanted
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState
-from labrack_skypilot import reaper, reaping
+from labrack_skypilot import nosuid, reaper, reaping
 from labrack_skypilot.reaper import Field, Place
 from labrack_skypilot.reaping import Action, Cluster, Memory, Observed, Part, Settings
 from tests.unit.listener import listener
@@ -713,6 +714,7 @@ def test_mail_by_the_port_where_sendmail_may_not(lab: Lab, monkeypatch: pytest.M
 
 wishes = st.builds(
     Wanted,
+    reaper=st.booleans(),
     settings=st.fixed_dictionaries({"dry_run": st.booleans()}),
     webhook=st.sampled_from(["", "https://host/canary"]),
     token=st.sampled_from(["", "sky_canary"]),
@@ -736,13 +738,17 @@ def applied(host: Host, wanted: Wanted, changes: list[Change]) -> Host:
             assert not found.get("timer", host.timer).active
             found["data"] = [path for path in found.get("data", host.data) if path != words[0]]
         else:
-            which = "timer" if "reaper" in words[0] else "owner"
+            unit = words[0].partition(".")[0].removeprefix("labrack-skypilot-")
+            which = "timer" if unit == "reaper" else unit
             assert verb in ("enable", "restart", "disable")
             starts = verb != "disable"
             if starts:
-                place = skypilot_reaper_plan.TIMER if which == "timer" else skypilot_reaper_plan.OWNER_TIMER
-                assert files[place] and files[skypilot_reaper_plan.CONFIG]
+                assert files[f"/etc/systemd/system/{words[0]}"]
+            if which == "timer" and starts:
+                assert files[skypilot_reaper_plan.CONFIG]
                 found["data"] = list(skypilot_reaper_plan.DATA)
+            if which == "nosuid":
+                found["exposed"] = []
             found[which] = ServiceState(starts, starts, starts)
     return replace(host, files=files, **found)
 
@@ -755,6 +761,11 @@ def test_what_is_planned_is_all_there_is_to_do(first: Wanted, second: Wanted) ->
         assert all("canary" not in change.before + change.after + change.summary for change in changes)
         host = applied(host, wanted, changes)
         assert skypilot_reaper_plan.plan(host, wanted) == []
+        # a folder that somebody mounted anew
+        (opened,) = (
+            skypilot_reaper_plan.plan(replace(host, exposed=["/checkpoints"]), wanted) if wanted.written else [None]
+        )
+        assert opened is None or opened.step == ("restart", "labrack-skypilot-nosuid.service")
     gone = Wanted(present=False)
     host = applied(host, second, skypilot_reaper_plan.plan(host, gone))
     assert skypilot_reaper_plan.plan(host, gone) == [] and not any(host.files.values()) and not host.data
@@ -766,6 +777,39 @@ def test_where_pods_write() -> None:
     assert read({"kubernetes": [{"name": "lab"}]}, mounts) == ("/checkpoints", "/checkpoints/shared")
     assert read({"slurm": [{"name": "closet"}]}, mounts) == ()
     assert 'ReadWritePaths=-/a "-/b c" -/100%%\n' in skypilot_reaper_plan.owner_service_text(["/a", "/b c", "/100%"])
+
+
+MOUNTINFO = """\
+30 1 8:2 / / rw,relatime shared:1 - ext4 /dev/sda2 rw
+31 30 8:3 / /disk rw,noatime shared:2 - xfs /dev/sdb1 rw
+32 30 0:50 / /nfs rw,relatime shared:3 - nfs4 desk:/srv rw
+33 30 8:4 / /safe rw,nosuid,nodev - ext4 /dev/sdc1 rw
+34 31 8:5 / /disk/with\\040space rw - xfs /dev/sdd1 rw
+35 31 0:51 / /disk/far rw - autofs systemd-1 rw
+"""
+
+
+def test_no_rights_are_lent_where_pods_write() -> None:
+    def did(*paths: str) -> list[str]:
+        return [" ".join(argv) for argv in nosuid.commands(paths, MOUNTINFO, lambda path: path != "/none")]
+
+    close = "mount -o remount,bind,nosuid,nodev"
+    assert did("/checkpoints") == [
+        "mount --rbind /checkpoints /checkpoints",
+        "mount --make-private /checkpoints",
+        f"{close} /checkpoints",
+    ]
+    assert did("/disk") == [f"{close} /disk", f"{close} /disk/with space"]
+    # with another's name in front, and what lies in another
+    assert len(did("/checkpoints", "/checkpoints-2", "/checkpoints/shared")) == 6
+    assert did("/safe") == did("/nfs") == did("/nfs/checkpoints") == did("/none") == did("/disk/far/x") == []
+    paths = ("/checkpoints", "/checkpoints/shared", "/disk", "/nfs/x", "/safe", "/none")
+    kinds = dict.fromkeys(paths, "directory") | {"/none": "missing", "/nfs/x": "unknown"}
+    places: Any = {
+        path: {"kind": kind, "remote": path.startswith("/nfs"), "fstype": ""} for path, kind in kinds.items()
+    }
+    mounts: Any = read_mounts(MOUNTINFO)
+    assert skypilot_reaper_plan.exposed(paths, places, mounts) == ["/checkpoints", "/disk"]
 
 
 def test_the_settings_are_those_of_the_reaper(tmp_path: Path) -> None:

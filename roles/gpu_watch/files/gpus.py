@@ -625,23 +625,33 @@ def ring_path(folder: Path, card: Card) -> Path:
 
 
 def note_sample(folder: Path, card: Card, settings: Settings, now: float) -> None:
-    """Write a sample to its place in the card's ring, which is that of its minute: the file never grows beyond."""
+    """Write a sample to its place in the card's ring, which is that of its minute: the file never grows beyond.
+
+    Of several looks within a minute the most heat and power stay, and all that slowed the card down.
+    """
     slots = settings.keep_days * 24 * 60
     bits = sum(1 << place for place, name in enumerate(THROTTLE) if name in card.throttle)
-    record = SAMPLE.pack(
-        now,
-        _fits(card.temperature, -1, 32767),
-        _fits(card.slowdown, -1, 32767),
-        -1.0 if card.draw is None else card.draw,
-        -1.0 if card.limit is None else card.limit,
-        255 if card.use is None else _fits(card.use, 0, 254),
-        _fits(card.memory, 0, 2**32 - 1),
-        bits,
-    )
+    temperature = _fits(card.temperature, -1, 32767)
+    draw = -1.0 if card.draw is None else card.draw
     path = ring_path(folder, card)
     with open(path, "r+b" if path.exists() else "w+b") as ring:
         ring.truncate(slots * SAMPLE.size)
-        ring.seek(int(now // MINUTE) % slots * SAMPLE.size)
+        place = int(now // MINUTE) % slots * SAMPLE.size
+        ring.seek(place)
+        before = SAMPLE.unpack(ring.read(SAMPLE.size))
+        if before[0] // MINUTE == now // MINUTE:
+            temperature, draw, bits = max(temperature, before[1]), max(draw, before[3]), bits | before[7]
+        record = SAMPLE.pack(
+            now,
+            temperature,
+            _fits(card.slowdown, -1, 32767),
+            draw,
+            -1.0 if card.limit is None else card.limit,
+            255 if card.use is None else _fits(card.use, 0, 254),
+            _fits(card.memory, 0, 2**32 - 1),
+            bits,
+        )
+        ring.seek(place)
         ring.write(record)
 
 

@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""``python -m labrack.testnode up|down``: make and take away a lab from molecule's create and destroy playbooks."""
+"""``python -m labrack.testnode up|index|down``: a lab for molecule's create and destroy playbooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import node
+from . import node, wheels
 from .docker import LabError
 from .gpus import GpuSpec
 
@@ -50,12 +50,16 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="make a lab and write its inventory")
     down = commands.add_parser("down", help="take a lab away")
+    index = commands.add_parser("index", help="put Python packages onto a node, and print the address of their index")
     for command in (up, down):
         command.add_argument("--lab", required=True, help="name of the lab")
+    for command in (up, index, down):
         command.add_argument(
             "--state", required=True, type=Path, help="directory for its key, host keys and nodes.json"
         )
     form = "NAME[:gpus=N][:system=SYSTEM][:driver=DRIVER]"
+    index.add_argument("--node", required=True, metavar="NAME")
+    index.add_argument("--requirements", required=True, type=Path, help="what the index has, a file with sums")
     up.add_argument("--node", required=True, action="append", type=parse_node, metavar=form)
     up.add_argument("--inventory", type=Path, help="file to write (default: hosts.yml in the state directory)")
     up.add_argument("--group", action="append", default=[], type=parse_group, metavar="NAME=HOST,HOST")
@@ -63,13 +67,20 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command and return its exit status; the last line of ``up`` is the path of the inventory."""
+    """Run one command and return its exit status; the last line of ``up`` is the path of the inventory.
+
+    That of ``index`` is the index's address on the node.
+    """
     options = arguments(argv)
     inventory: Path = getattr(options, "inventory", None) or options.state / "hosts.yml"
     try:
         if options.command == "down":
             inventory.unlink(missing_ok=True)
             node.down(options.lab, options.state, print)
+            return 0
+        if options.command == "index":
+            pinned = options.requirements.read_text(encoding="utf-8")
+            print(wheels.give(node.load(options.state).node(options.node), pinned, print))
             return 0
         lab = node.up(node.LabSpec(options.lab, tuple(options.node)), options.state, print)
         inventory.write_text(node.inventory_yaml(lab, dict(options.group)), encoding="utf-8")

@@ -19,7 +19,7 @@ from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
 from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, quoted
 
 #: What can be saved and restored by name, in the order in which a restore goes.
 SETS = ("cluster_keys", "slurm_database", "headscale", "registry", "homes", "checkpoints")
@@ -251,7 +251,7 @@ def _ended(text: str) -> str:
 
 def service_text(target: Target) -> str:
     """Return the unit that backs the host up; it reads everything and writes to its own folders alone."""
-    place = f" {_quoted(target.path)}" if not target.server else ""
+    place = f" {quoted(target.path)}" if not target.server else ""
     return f"""{HEADER}[Unit]
 Description=Backup of this host's part of the lab
 Wants=network-online.target
@@ -282,12 +282,6 @@ RestrictNamespaces=true
 RestrictSUIDSGID=true
 LockPersonality=true
 """
-
-
-def _quoted(path: str) -> str:
-    """Return a path as a unit file takes it (systemd.unit(5), Specifiers; systemd.syntax(7), Quoting)."""
-    text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{text}"' if re.search(r"\s", text) else text
 
 
 def timer_text(schedule: str) -> str:

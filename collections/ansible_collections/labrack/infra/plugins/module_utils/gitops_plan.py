@@ -18,7 +18,7 @@ from typing import Any
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change
 from ansible_collections.labrack.infra.plugins.module_utils.maintenance_window import Window, WindowError
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, sandbox
 
 USER = "labrack-gitops"
 HOME = f"/var/lib/{USER}"
@@ -205,27 +205,7 @@ Environment=HOME={HOME} XDG_STATE_HOME={STATE} SHELL=/bin/sh PYTHONUNBUFFERED=1
 WorkingDirectory={HOME}
 UMask=0077
 Nice=5
-NoNewPrivileges=true
-CapabilityBoundingSet=
-ProtectSystem=strict
-ReadWritePaths={HOME}
-ProtectHome=true
-PrivateTmp=true
-PrivateDevices=true
-ProtectKernelModules=true
-ProtectKernelTunables=true
-ProtectKernelLogs=true
-ProtectControlGroups=true
-ProtectClock=true
-ProtectHostname=true
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=true
-RestrictRealtime=true
-RestrictSUIDSGID=true
-LockPersonality=true
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-"""
+{sandbox(ReadWritePaths=HOME)}"""
 
 
 def timer_text(schedule: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, shown
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, sandbox
 
 UNIT = "labrack-gpu-watch"
 PROGRAM = "/usr/local/bin/labrack-gpus"
@@ -93,6 +93,16 @@ def problems(variables: Mapping[str, Any]) -> Iterator[Finding]:
 
 def service_text() -> str:
     """Return the unit of one look: it reads the cards, who uses them, and the queues, and writes to its folders."""
+    kept = sandbox(
+        CapabilityBoundingSet=(
+            "CAP_DAC_READ_SEARCH CAP_SYS_PTRACE CAP_DAC_OVERRIDE CAP_CHOWN CAP_FOWNER CAP_SETUID CAP_SETGID"
+        ),
+        ReadWritePaths="-/var/spool -/var/mail",
+        PrivateDevices=None,
+        RestrictAddressFamilies="AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+        SystemCallArchitectures=None,
+        SystemCallFilter=None,
+    )
     return f"""{HEADER}[Unit]
 Description=Look at this host's GPUs
 Documentation=man:systemd.exec(5)
@@ -106,24 +116,7 @@ StateDirectory=labrack/gpu-watch
 RuntimeDirectory=labrack/gpus
 RuntimeDirectoryPreserve=yes
 UMask=0022
-NoNewPrivileges=true
-CapabilityBoundingSet=CAP_DAC_READ_SEARCH CAP_SYS_PTRACE CAP_DAC_OVERRIDE CAP_CHOWN CAP_FOWNER CAP_SETUID CAP_SETGID
-ProtectSystem=strict
-ReadWritePaths=-/var/spool -/var/mail
-ProtectHome=true
-PrivateTmp=true
-ProtectKernelModules=true
-ProtectKernelTunables=true
-ProtectKernelLogs=true
-ProtectControlGroups=true
-ProtectClock=true
-ProtectHostname=true
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=true
-RestrictRealtime=true
-RestrictSUIDSGID=true
-LockPersonality=true
-"""
+{kept}"""
 
 
 def timer_text() -> str:

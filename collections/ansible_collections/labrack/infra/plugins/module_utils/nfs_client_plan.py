@@ -31,7 +31,8 @@ HEADER = "# Written by labrack.infra.nfs_client; changes are lost at its next ru
 MADE = "[X-labrack]\nDirectory=made\n"
 SCRATCH_MODE = "1777 root:root"
 MADE_SCRATCH = "# The directory was made with this file.\n"
-OPTIONS = ("vers=4.2", "hard", "nofail", "_netdev")
+#: Nobody needs a set-user-ID file or a device among data, and root in a container could leave one there.
+OPTIONS = ("vers=4.2", "hard", "nofail", "_netdev", "nosuid", "nodev")
 #: The kernel that first knew several connections to one server (nfs(5), nconnect).
 NCONNECT_SINCE = (5, 3)
 #: Seconds for a mount, after which whoever waits gets an error; the next access tries again.
@@ -168,7 +169,8 @@ def read_wanted(params: Mapping[str, Any], kernel: tuple[int, int]) -> Wanted:
 def option_key(option: str) -> str:
     """Return what a mount option is about, so that a later one takes the place of an earlier one."""
     name = option.partition("=")[0]
-    return {"soft": "hard", "softerr": "hard", "nfsvers": "vers", "minorversion": "vers", "rw": "ro"}.get(name, name)
+    same = {"soft": "hard", "softerr": "hard", "nfsvers": "vers", "minorversion": "vers", "rw": "ro"}
+    return {**same, "suid": "nosuid", "dev": "nodev"}.get(name, name)
 
 
 def mount_options(directory: Directory, nconnect: int) -> tuple[str, ...]:

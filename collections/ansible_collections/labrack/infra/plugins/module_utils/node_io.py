@@ -39,6 +39,10 @@ class Done:
     err: str
 
 
+class CommandError(RuntimeError):
+    """A command that failed; the message holds its last words."""
+
+
 def run(argv: list[str], stdin: str | None = None, timeout: float = 120.0, env: dict[str, str] | None = None) -> Done:
     """Run a command without a shell, in the C locale; rc 127: not installed, 126: can't run, 124: out of time."""
     environment = dict(os.environ, LC_ALL="C", LANG="C", **(env or {}))
@@ -61,6 +65,17 @@ def run(argv: list[str], stdin: str | None = None, timeout: float = 120.0, env: 
     except subprocess.TimeoutExpired:
         return Done(124, "", f"{argv[0]}: no answer within {timeout:g} s")
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def said(done: Done) -> str:
+    """Return the last lines of what a command said."""
+    return " ".join((done.err.strip() or done.out.strip()).splitlines()[-4:])
+
+
+def expect(done: Done, what: str) -> None:
+    """Raise CommandError with a command's words unless it succeeded; ``what`` it was about comes first."""
+    if done.rc:
+        raise CommandError(f"{what}: {said(done)}")
 
 
 def read_text(path: str | Path) -> str | None:

@@ -81,4 +81,5 @@ def parameters(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the role's variables as the module's parameters, those that the problems are about."""
     empty: dict[str, Any] = {"port": 46443, "memory_max": "6G"}
     found = {name: variables.get(f"skypilot_{name}", empty.get(name)) for name in NAMES}
+    found["policy"] = variables.get("skypilot_admin_policy")
     return {**found, "lab_users": variables.get("lab_users") or []}

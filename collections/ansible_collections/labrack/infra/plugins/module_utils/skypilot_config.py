@@ -31,9 +31,9 @@ COMPLETE, FAILED = ".complete", ".failed"
 ETC = "/etc/labrack/skypilot"
 CONFIG = f"{HOME}/.sky/config.yaml"
 KUBECONFIG = f"{HOME}/.kube/config"
-SLURM_CONFIG = f"{HOME}/.slurm/config"
-#: What k3s on this host writes.
+#: As k3s writes it on its server.
 K3S_KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
+SLURM_CONFIG = f"{HOME}/.slurm/config"
 POOLS = f"{HOME}/.sky/ssh_node_pools.yaml"
 PLUGINS = f"{HOME}/.sky/plugins.yaml"
 KEY = f"{HOME}/.ssh/id_ed25519"
@@ -191,7 +191,9 @@ def config_tree(
             },
         },
     }
-    pods = {"pod_config": pod_config(mounts)} if mounts else {}
+    # each one's own folder is the policy's to mount, which knows who launches
+    common = [mount for mount in mounts if "{user}" not in str(mount["path"])]
+    pods = {"pod_config": pod_config(common)} if common else {}
     if kubernetes:
         tree["kubernetes"] = {
             "allowed_contexts": [str(one["name"]) for one in kubernetes],
@@ -253,7 +255,14 @@ def policy_settings(people: Sequence[Person], mounts: Sequence[Mapping[str, Any]
         if person.uid is not None
         for suffix in ("", CLI)
     }
-    places = [{"path": str(one["path"]), "read_only": bool(one.get("read_only", False))} for one in mounts]
+    places = [
+        {
+            "path": str(one["path"]),
+            "read_only": bool(one.get("read_only", False)),
+            **({"mount": True} if "{user}" in str(one["path"]) else {}),
+        }
+        for one in mounts
+    ]
     tree = merged({"uids": uids, "mounts": places}, more)
     return json.dumps(tree, indent=2, sort_keys=True) + "\n"
 

@@ -302,6 +302,9 @@ def problems(params: Mapping[str, Any]) -> Iterator[Problem]:
         if not re.fullmatch(r"/[^\s:]+", path) or path in ("/etc", "/root", "/var", "/usr", "/boot", "/proc", "/sys"):
             mend = "name a directory of data, such as /data"
             yield Problem("skypilot_mounts", path, "not to be mounted into jobs", mend, (place, "path"))
+        if "{user}" in path and params.get("policy") == "":
+            mend = "leave skypilot_admin_policy as it is, or name the folder that has people's"
+            yield Problem("skypilot_mounts", path, "nobody says whose it is without a policy", mend, (place, "path"))
 
 
 def _infra_problems(params: Mapping[str, Any]) -> Iterator[Problem]:

@@ -16,8 +16,11 @@ from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.finding import HIDDEN, Finding, shown
+from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe import Mount
+from ansible_collections.labrack.infra.plugins.module_utils.mount_observe import Place
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit
+from ansible_collections.labrack.infra.plugins.module_utils.storage_layout import inside
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceState, note_unit, quoted, sandbox
 
 USER = "skypilot"
 HOME = "/var/lib/skypilot"
@@ -32,6 +35,9 @@ TIMER = f"/etc/systemd/system/{UNIT}.timer"
 OWNER = "labrack-skypilot-owner"
 OWNER_SERVICE = f"/etc/systemd/system/{OWNER}.service"
 OWNER_TIMER = f"/etc/systemd/system/{OWNER}.timer"
+#: And the one by which no file there lends rights to who runs it.
+NOSUID = "labrack-skypilot-nosuid"
+NOSUID_SERVICE = f"/etc/systemd/system/{NOSUID}.service"
 LOGIN = "/etc/profile.d/labrack-messages.sh"
 #: What people read at login, a file for each; what the reaper remembers, its reports, and the home of its client.
 MESSAGES = "/run/labrack/messages"
@@ -40,8 +46,7 @@ REPORTS = f"{HOME}/reports"
 CLIENT = f"{HOME}/reaper"
 SECRETS = frozenset({WEBHOOK, TOKEN})
 #: The files of the role, in the order in which they are written.
-FILES = (CONFIG, WEBHOOK, TOKEN, SERVICE, TIMER, LOGIN, OWNER_SERVICE, OWNER_TIMER)
-UNIT_FILES = frozenset({SERVICE, TIMER, OWNER_SERVICE, OWNER_TIMER})
+FILES = (CONFIG, WEBHOOK, TOKEN, SERVICE, TIMER, LOGIN, OWNER_SERVICE, OWNER_TIMER, NOSUID_SERVICE)
 #: What the reaper leaves behind.
 DATA = (MESSAGES, STATE, f"{HOME}/reaper.lock", f"{HOME}/reaper.damaged", REPORTS, CLIENT)
 HEADER = "# Written by labrack.\n"
@@ -56,10 +61,12 @@ class ReaperError(ValueError):
 class Wanted:
     """What the host shall be. ``settings`` are the reaper's, as its module ``reaper`` has them, without secrets.
 
-    ``written``: folders of this host in which pods write; what is in people's folders there is given to them.
+    ``written``: folders of this host in which pods write; what is in people's folders there is given to them, and no
+    set-user-ID file or device counts there.
     """
 
     present: bool = True
+    reaper: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     webhook: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
@@ -69,13 +76,18 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Observed:
-    """The host as it is; both timers. ``user``: the server's user is there; ``data``: what a reaper has left behind."""
+    """The host as it is; both timers. ``user``: the server's user is there; ``data``: what a reaper has left behind.
+
+    ``exposed``: folders of this host's in which pods write and set-user-ID files count.
+    """
 
     files: Mapping[str, FileState | None] = field(default_factory=dict)
     timer: ServiceState = field(default_factory=ServiceState)
     owner: ServiceState = field(default_factory=ServiceState)
     user: bool = True
     data: Sequence[str] = ()
+    nosuid: ServiceState = field(default_factory=ServiceState)
+    exposed: Sequence[str] = ()
 
 
 #: Least and most of the variables that are numbers. What is longer between two looks could miss that somebody worked.
@@ -143,6 +155,7 @@ def written_by_pods(infra: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]
 
 def service_text() -> str:
     """Return the unit of one run: the server's user, who needs no privilege, as the server trusts it on loopback."""
+    kept = sandbox(ReadWritePaths=f"{HOME} -/var/spool -/var/mail")
     return f"""{HEADER}[Unit]
 Description=Look for what is forgotten on the lab's GPUs
 Documentation=man:systemd.exec(5)
@@ -162,27 +175,7 @@ RuntimeDirectory=labrack/messages
 RuntimeDirectoryPreserve=yes
 UMask=0077
 Nice=10
-NoNewPrivileges=true
-CapabilityBoundingSet=
-ProtectSystem=strict
-ReadWritePaths={HOME} -/var/spool -/var/mail
-ProtectHome=true
-PrivateTmp=true
-PrivateDevices=true
-ProtectKernelModules=true
-ProtectKernelTunables=true
-ProtectKernelLogs=true
-ProtectControlGroups=true
-ProtectClock=true
-ProtectHostname=true
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=true
-RestrictRealtime=true
-RestrictSUIDSGID=true
-LockPersonality=true
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-"""
+{kept}"""
 
 
 def timer_text(every: int) -> str:
@@ -202,7 +195,7 @@ WantedBy=timers.target
 
 def owner_service_text(written: Sequence[str]) -> str:
     """Return the unit that gives files away: it may do that, and sees nothing but these folders to write to."""
-    places = " ".join(_quoted(f"-{path}") for path in written)
+    places = " ".join(quoted(f"-{path}") for path in written)
     return f"""{HEADER}[Unit]
 Description=Give what pods wrote in people's folders to them
 Documentation=man:systemd.exec(5)
@@ -231,10 +224,39 @@ LockPersonality=true
 """
 
 
-def _quoted(path: str) -> str:
-    """Return a word as a unit file takes it (systemd.syntax(7), Quoting)."""
-    text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{text}"' if re.search(r"\s", text) else text
+def nosuid_service_text(written: Sequence[str]) -> str:
+    """Return the unit that has these folders mounted with nosuid and nodev, on themselves where they are no mounts."""
+    places = " ".join(quoted(path) for path in written)
+    return f"""{HEADER}[Unit]
+Description=No set-user-ID files and no devices where pods write
+After=local-fs.target
+Before=k3s.service k3s-agent.service
+ConditionPathExists={PYTHON}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+RuntimeDirectory=labrack/nosuid
+ExecStart={PYTHON} -m labrack_skypilot.nosuid {places}
+ExecStop={PYTHON} -m labrack_skypilot.nosuid --stop
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def exposed(written: Sequence[str], places: Mapping[str, Place], mounts: Mapping[str, Mount]) -> list[str]:
+    """Return the folders of this host's own disks on which set-user-ID files or devices count."""
+
+    def is_open(path: str) -> bool:
+        place = places[path]
+        if place["kind"] != "directory" or place["remote"] or place["fstype"] == "autofs":
+            return False
+        if path not in mounts:
+            return not any(other != path and inside(path, other) for other in written)
+        return not {"nosuid", "nodev"} <= set(mounts[path]["options"])
+
+    return [path for path in written if is_open(path)]
 
 
 OWNER_TIMER_TEXT = f"""{HEADER}[Unit]
@@ -266,15 +288,22 @@ def wanted_files(wanted: Wanted) -> dict[str, FileState | None]:
     def secret(text: str) -> FileState | None:
         return FileState(text.strip() + "\n", "0600", USER, USER) if text else None
 
-    return {
+    reaper = {
         CONFIG: FileState(json.dumps(dict(wanted.settings), indent=2, sort_keys=True) + "\n"),
         WEBHOOK: secret(wanted.webhook),
         TOKEN: secret(wanted.token),
         SERVICE: FileState(service_text()),
         TIMER: FileState(timer_text(wanted.every)),
         LOGIN: FileState(LOGIN_TEXT),
-        OWNER_SERVICE: FileState(owner_service_text(wanted.written)) if wanted.written else None,
-        OWNER_TIMER: FileState(OWNER_TIMER_TEXT) if wanted.written else None,
+    }
+    written = {
+        OWNER_SERVICE: FileState(owner_service_text(wanted.written)),
+        OWNER_TIMER: FileState(OWNER_TIMER_TEXT),
+        NOSUID_SERVICE: FileState(nosuid_service_text(wanted.written)),
+    }
+    return {
+        **(reaper if wanted.reaper else dict.fromkeys(reaper)),
+        **(written if wanted.written else dict.fromkeys(written)),
     }
 
 
@@ -282,41 +311,54 @@ def plan(observed: Observed, wanted: Wanted) -> list[Change]:
     """Return what is off, in the order in which it can be applied."""
     if not wanted.present:
         return _plan_absent(observed)
-    note_unit(f"{UNIT}.timer", observed.timer)
     changes: list[Change] = []
     changed: set[str] = set()
+    if not wanted.reaper:
+        changes += _stop(f"{UNIT}.timer", observed.timer)
     if not wanted.written:
-        changes += _stop(OWNER, observed.owner)
+        changes += [*_stop(f"{OWNER}.timer", observed.owner), *_stop(f"{NOSUID}.service", observed.nosuid)]
     for path, file in wanted_files(wanted).items():
         found = plan_file(path, observed.files.get(path), file, secret=path in SECRETS)
         changes += found
         changed |= {path} if found else set()
-    changes += _start(UNIT, observed.timer, TIMER in changed)
+    if wanted.reaper:
+        changes += _start(f"{UNIT}.timer", observed.timer, TIMER in changed)
+    else:
+        changes += _plan_data(observed)
     if wanted.written:
-        note_unit(f"{OWNER}.timer", observed.owner)
-        changes += _start(OWNER, observed.owner, OWNER_TIMER in changed)
+        changes += _start(f"{OWNER}.timer", observed.owner, OWNER_TIMER in changed)
+        changes += _start(f"{NOSUID}.service", observed.nosuid, NOSUID_SERVICE in changed or bool(observed.exposed))
     return changes
 
 
 def _start(unit: str, state: ServiceState, changed: bool) -> list[Change]:
+    note_unit(unit, state)
     changes = []
     if not state.enabled:
-        changes.append(Change(f"timer {unit}", "enabled at boot", step=("enable", f"{unit}.timer")))
+        changes.append(Change(_subject(unit), "enabled at boot", step=("enable", unit)))
     if changed or not state.active:
-        changes.append(Change(f"timer {unit}", "started", step=("restart", f"{unit}.timer")))
+        changes.append(Change(_subject(unit), "started", step=("restart", unit)))
     return changes
 
 
 def _stop(unit: str, state: ServiceState) -> list[Change]:
     if state.active or state.enabled:
-        return [Change(f"timer {unit}", "stopped and disabled", step=("disable", f"{unit}.timer"))]
+        return [Change(_subject(unit), "stopped and disabled", step=("disable", unit))]
     return []
 
 
+def _subject(unit: str) -> str:
+    name, _dot, kind = unit.rpartition(".")
+    return f"{kind} {name}"
+
+
 def _plan_absent(observed: Observed) -> list[Change]:
-    changes = [*_stop(UNIT, observed.timer), *_stop(OWNER, observed.owner)]
+    changes = [*_stop(f"{UNIT}.timer", observed.timer), *_stop(f"{OWNER}.timer", observed.owner)]
+    changes += _stop(f"{NOSUID}.service", observed.nosuid)
     for path in FILES:
         changes += plan_file(path, observed.files.get(path), None, secret=path in SECRETS)
-    for path in observed.data:
-        changes.append(Change(f"data {path}", "removed", step=("rmtree", path)))
-    return changes
+    return [*changes, *_plan_data(observed)]
+
+
+def _plan_data(observed: Observed) -> list[Change]:
+    return [Change(f"data {path}", "removed", step=("rmtree", path)) for path in observed.data]

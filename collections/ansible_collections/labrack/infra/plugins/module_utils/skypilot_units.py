@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import sandbox
+
 HEADER = "# Written by labrack.\n"
 ETC = "/etc/labrack/skypilot"
 HOME = "/var/lib/skypilot"
@@ -19,6 +21,8 @@ TABLE = "labrack_skypilot"
 #: in processes that stay, and whatever is more in ones that come and go (sky/server/config.py, compute_server_config).
 ENVIRONMENT = {
     "HOME": HOME,
+    # k3s' kubectl would ask its own file, which is root's
+    "KUBECONFIG": f"{HOME}/.kube/config",
     "PATH": f"{CURRENT}/bin:/usr/local/bin:/usr/bin:/bin",
     "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
     "SKYPILOT_POD_MEMORY_GB_LIMIT": "3",
@@ -38,6 +42,7 @@ def server_unit(memory_max: str) -> str:
     It is started in SkyPilot's local mode: that one listens on loopback alone, and makes more workers when launches
     wait, where ``--deploy`` takes the machine for its own.
     """
+    kept = sandbox(ReadWritePaths=HOME, RestrictAddressFamilies="AF_UNIX AF_INET AF_INET6 AF_NETLINK")
     environment = "".join(f"Environment={key}={value}\n" for key, value in ENVIRONMENT.items())
     return f"""{HEADER}[Unit]
 Description=SkyPilot API server
@@ -59,28 +64,8 @@ MemoryMax={memory_max}
 TasksMax=4096
 OOMPolicy=continue
 UMask=0077
-NoNewPrivileges=true
-CapabilityBoundingSet=
-ProtectSystem=strict
-ReadWritePaths={HOME}
-ProtectHome=true
 ProtectProc=invisible
-PrivateTmp=true
-PrivateDevices=true
-ProtectKernelModules=true
-ProtectKernelTunables=true
-ProtectKernelLogs=true
-ProtectControlGroups=true
-ProtectClock=true
-ProtectHostname=true
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=true
-RestrictRealtime=true
-RestrictSUIDSGID=true
-LockPersonality=true
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-
+{kept}
 [Install]
 WantedBy=multi-user.target
 """
@@ -201,23 +186,7 @@ ExecReload=/bin/kill -HUP $MAINPID
 Restart=always
 RestartSec=2
 UMask=0077
-NoNewPrivileges=true
-CapabilityBoundingSet=
-ProtectSystem=strict
-ProtectHome=true
-PrivateTmp=true
-PrivateDevices=true
-ProtectKernelModules=true
-ProtectKernelTunables=true
-ProtectKernelLogs=true
-ProtectControlGroups=true
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-RestrictNamespaces=true
-RestrictSUIDSGID=true
-LockPersonality=true
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-
+{sandbox()}
 [Install]
 WantedBy=multi-user.target
 """

@@ -5,17 +5,45 @@
 from __future__ import annotations
 
 import os
+import re
 import string
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 from ansible_collections.labrack.infra.plugins.module_utils import managed
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
-from ansible_collections.labrack.infra.plugins.module_utils.node_io import run
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, remove_file, run, write_file
 
+#: Where units of ours are.
+UNITS = "/etc/systemd/system/"
 #: What systemd takes into a unit's name as it is.
 _PLAIN = frozenset(string.ascii_letters + string.digits + ":_.")
+#: systemd.exec(5): a service that needs no privilege, no device and nobody's home, and writes nowhere.
+_SANDBOX: Mapping[str, str] = {
+    "NoNewPrivileges": "true",
+    "CapabilityBoundingSet": "",
+    "ProtectSystem": "strict",
+    "ReadWritePaths": "",
+    "ProtectHome": "true",
+    "PrivateTmp": "true",
+    "PrivateDevices": "true",
+    "ProtectKernelModules": "true",
+    "ProtectKernelTunables": "true",
+    "ProtectKernelLogs": "true",
+    "ProtectControlGroups": "true",
+    "ProtectClock": "true",
+    "ProtectHostname": "true",
+    "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+    "RestrictNamespaces": "true",
+    "RestrictRealtime": "true",
+    "RestrictSUIDSGID": "true",
+    "LockPersonality": "true",
+    "SystemCallArchitectures": "native",
+    "SystemCallFilter": "@system-service",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +86,18 @@ def is_active(unit: str, root: Path = Path("/")) -> bool:
 def full_name(unit: str) -> str:
     """Return a unit's name with its suffix."""
     return unit if "." in unit else f"{unit}.service"
+
+
+def sandbox(**other: str | None) -> str:
+    """Return the lines by which a service of ours is kept in; ``other`` gives its own values, None leaves one out."""
+    lines = {**_SANDBOX, **other}
+    return "".join(f"{key}={value}\n" for key, value in lines.items() if value is not None)
+
+
+def quoted(path: str) -> str:
+    """Return a path as a unit file takes it (systemd.unit(5), Specifiers; systemd.syntax(7), Quoting)."""
+    text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"' if re.search(r"\s", text) else text
 
 
 def unit_of_path(path: str, kind: str) -> str:
@@ -134,3 +174,37 @@ def wait_for(argv: list[str], text: str, name: str, seconds: float = 60.0) -> No
                 f"{name} does not answer {seconds:g} s after its start: {words}; see journalctl -u {name}"
             )
         time.sleep(0.5)
+
+
+def apply_steps(
+    changes: Iterable[Change], files: Mapping[str, FileState | None], others: Mapping[str, Callable[..., None]]
+) -> None:
+    """Make changes in order: steps to write and remove ``files`` by path, those of ``others``, and systemctl's verbs.
+
+    Changed units are read before systemd is told of any. With a timer that is disabled ends what it has started, which
+    would write once more what is taken away after it.
+    """
+    unread = False
+    for change in changes:
+        verb, *words = change.step
+        if verb in others:
+            others[verb](*words)
+        elif verb == "write":
+            file = files[words[0]]
+            if file is not None:
+                write_file(words[0], file)
+        elif verb == "remove":
+            remove_file(words[0])
+        else:
+            if unread:
+                daemon_reload()
+                unread = False
+            if verb == "disable":
+                act("stop", *words)
+                service = words[0].replace(".timer", ".service")
+                if observe_services([service])[service].installed:
+                    act("stop", service)
+            act(verb, *words)
+        unread |= verb in ("write", "remove") and words[0].startswith(UNITS)
+    if unread:
+        daemon_reload()

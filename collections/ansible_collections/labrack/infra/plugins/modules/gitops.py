@@ -111,7 +111,7 @@ import os
 import pwd
 import shutil
 import tempfile
-from typing import Any
+from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -124,12 +124,10 @@ from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
     remove_empty,
     remove_file,
     run,
-    write_file,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
     ServiceError,
-    act,
-    daemon_reload,
+    apply_steps,
     observe_services,
 )
 
@@ -223,41 +221,16 @@ def apply(changes: list[Change], wanted: Wanted, seen: Observed, params: dict[st
     """Make the changes, in order."""
     files = gitops_plan.wanted_files(wanted) if wanted.present else {}
     files[gitops_plan.RECORD] = gitops_plan.record_file(seen, wanted)
-    units = False
-    for change in changes:
-        verb, *words = change.step
-        if verb == "user":
-            make_user()
-        elif verb == "key":
-            make_key()
-        elif verb == "venv":
-            make_venv(words[0], wanted, params)
-        elif verb == "link":
-            os.symlink(gitops_plan.METRICS, _link(wanted.textfile_directory))
-        elif verb == "unlink":
-            remove_file(_link(wanted.textfile_directory))
-        elif verb == "write":
-            file = files[words[0]]
-            if file is not None:
-                write_file(words[0], file)
-        elif verb == "remove":
-            remove_file(words[0])
-        elif verb == "rmtree":
-            shutil.rmtree(words[0])
-        elif verb == "userdel":
-            remove_user()
-        else:
-            if units:
-                daemon_reload()
-                units = False
-            if verb == "disable":
-                act("stop", *words)
-                # a run that goes on ends what it does, or its time to stop runs out
-                act("stop", f"{gitops_plan.USER}.service")
-            act(verb, *words)
-        units |= verb in ("write", "remove") and words[0] in (gitops_plan.SERVICE, gitops_plan.TIMER)
-    if units:
-        daemon_reload()
+    others: dict[str, Callable[..., None]] = {
+        "user": make_user,
+        "key": make_key,
+        "venv": lambda name: make_venv(name, wanted, params),
+        "link": lambda: os.symlink(gitops_plan.METRICS, _link(wanted.textfile_directory)),
+        "unlink": lambda: remove_file(_link(wanted.textfile_directory)),
+        "rmtree": shutil.rmtree,
+        "userdel": remove_user,
+    }
+    apply_steps(changes, files, others)
     if not wanted.present:
         run(["systemctl", "reset-failed", f"{gitops_plan.USER}.service"])
         remove_file(f"/var/lib/systemd/timers/stamp-{gitops_plan.USER}.timer")

@@ -94,13 +94,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.labrack.infra.plugins.module_utils import gpu_watch_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
 from ansible_collections.labrack.infra.plugins.module_utils.gpu_watch_plan import GpuWatchError, Observed, Wanted
-from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, remove_file, write_file
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
-    ServiceError,
-    act,
-    daemon_reload,
-    observe_services,
-)
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, remove_file
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceError, apply_steps, observe_services
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -147,35 +142,19 @@ def _link(textfile_directory: str) -> str:
 
 def apply(changes: list[Change], wanted: Wanted) -> None:
     """Make the changes, in order."""
+
+    def link() -> None:
+        os.symlink(gpu_watch_plan.METRICS, _link(wanted.textfile_directory))
+
+    def unlink() -> None:
+        remove_file(_link(wanted.textfile_directory))
+
+    def rmtree() -> None:
+        shutil.rmtree(gpu_watch_plan.FOLDER, ignore_errors=True)
+        shutil.rmtree(gpu_watch_plan.RUN, ignore_errors=True)
+
     files = gpu_watch_plan.wanted_files(wanted) if wanted.present else {}
-    units = False
-    for change in changes:
-        verb, *words = change.step
-        if verb == "write":
-            file = files[words[0]]
-            if file is not None:
-                write_file(words[0], file)
-        elif verb == "remove":
-            remove_file(words[0])
-        elif verb == "link":
-            os.symlink(gpu_watch_plan.METRICS, _link(wanted.textfile_directory))
-        elif verb == "unlink":
-            remove_file(_link(wanted.textfile_directory))
-        elif verb == "rmtree":
-            shutil.rmtree(gpu_watch_plan.FOLDER, ignore_errors=True)
-            shutil.rmtree(gpu_watch_plan.RUN, ignore_errors=True)
-        else:
-            if units:
-                daemon_reload()
-                units = False
-            if verb == "disable":
-                act("stop", *words)
-                # a look that goes on would write its folder once more
-                act("stop", gpu_watch_plan.UNIT)
-            act(verb, *words)
-        units |= verb in ("write", "remove") and words[0] in (gpu_watch_plan.SERVICE, gpu_watch_plan.TIMER)
-    if units:
-        daemon_reload()
+    apply_steps(changes, files, {"link": link, "unlink": unlink, "rmtree": rmtree})
 
 
 def main() -> None:

@@ -173,7 +173,6 @@ pending:
   returned: always
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -181,8 +180,6 @@ import pwd
 import shutil
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -191,6 +188,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.labrack.infra.plugins.module_utils import headscale_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
+from ansible_collections.labrack.infra.plugins.module_utils.download import DownloadError, download
 from ansible_collections.labrack.infra.plugins.module_utils.headscale_plan import (
     HeadscaleError,
     KeyWish,
@@ -199,12 +197,14 @@ from ansible_collections.labrack.infra.plugins.module_utils.headscale_plan impor
     Wanted,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
-    Done,
+    CommandError,
     FileState,
+    expect,
     observe_file,
     read_text,
     remove_file,
     run,
+    said,
     write_file,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
@@ -216,7 +216,6 @@ from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
 )
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-DOWNLOAD_TIMEOUT = 60.0
 NOLOGIN = "/usr/sbin/nologin"
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
@@ -373,7 +372,7 @@ class Host:
         name = f"headscale_{self.wanted.version}_linux_{architecture}" + (".deb" if kind == "deb" else "")
         url = f"{self.params['artifact_url'].rstrip('/')}/v{self.wanted.version}/{name}"
         target = folder / name
-        found = download(url, target)
+        found = download(url, target, "headscale_version and headscale_artifact_url")
         if found != digest.lower():
             raise HeadscaleError(
                 f"{url} has the SHA-256 {found}, and headscale_artifact_sha256 says {digest}; nothing was installed. "
@@ -536,36 +535,6 @@ def _until(key: Mapping[str, Any]) -> float:
     return float(found["seconds"]) if "seconds" in found else float("inf")
 
 
-def download(url: str, target: Path) -> str:
-    """Fetch a file, and return its SHA-256; HeadscaleError when it can't be had."""
-    digest = hashlib.sha256()
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "labrack"})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as answer, target.open("wb") as file:  # noqa: S310
-            while block := answer.read(1 << 20):
-                digest.update(block)
-                file.write(block)
-    except urllib.error.HTTPError as error:
-        raise HeadscaleError(
-            f"{url}: the server answers {error.code} {error.reason}. Mend: check the address"
-        ) from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise HeadscaleError(f"{url} can't be fetched: {reason}. Mend: check the host's network") from None
-    return digest.hexdigest()
-
-
-def expect(done: Done, what: str) -> None:
-    """Raise HeadscaleError with a command's words unless it succeeded."""
-    if done.rc:
-        raise HeadscaleError(f"{what}: {said(done)}")
-
-
-def said(done: Done) -> str:
-    """Return the last lines of what a command said."""
-    return " ".join((done.err.strip() or done.out.strip()).splitlines()[-4:])
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
@@ -591,7 +560,7 @@ def main() -> None:
             drains=False,
             ledger="headscale",
         )
-    except (HeadscaleError, ServiceError, OSError, LookupError) as error:
+    except (HeadscaleError, CommandError, DownloadError, ServiceError, OSError, LookupError) as error:
         module.fail_json(msg=str(error))
 
 

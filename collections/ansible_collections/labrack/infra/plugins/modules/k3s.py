@@ -163,7 +163,6 @@ running:
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -172,8 +171,6 @@ import secrets
 import shutil
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +181,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.labrack.infra.plugins.module_utils import k3s_observe as host
 from ansible_collections.labrack.infra.plugins.module_utils import k3s_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
+from ansible_collections.labrack.infra.plugins.module_utils.download import DownloadError, download
 from ansible_collections.labrack.infra.plugins.module_utils.k3s_plan import (
     Gpus,
     K3sError,
@@ -198,14 +196,16 @@ from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
     remove_empty,
     remove_file,
     run,
+    said,
     write_file,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceError, act, daemon_reload
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-DOWNLOAD_TIMEOUT = 60.0
 #: Seconds until a started k3s must run and answer, and restarts by systemd that say that it won't.
 PATIENCE, RESTARTS = 300.0, 4
+#: What a release that can't be had hangs on.
+CHECK = "k3s_version and k3s_artifact_url"
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
     "role": {"type": "str", "choices": ["server", "agent"], "required": True},
@@ -398,7 +398,7 @@ class Node:
         """Take what a file made out of the cluster; k3s keeps that when the file alone goes."""
         done = run([planner.BINARY, "kubectl", "delete", "--ignore-not-found", "--wait=false", "--filename", path])
         if done.rc:
-            raise K3sError(f"what {path} made can't be removed: {said(done.err)}. Mend: see journalctl -u k3s")
+            raise K3sError(f"what {path} made can't be removed: {said(done)}. Mend: see journalctl -u k3s")
         remove_file(path)
 
     def _record(self, **values: str) -> None:
@@ -430,7 +430,7 @@ class Node:
                     "may, or a mirror that is not whole"
                 )
             got[what] = folder / name
-            found = download(f"{base}/{name}", got[what])
+            found = download(f"{base}/{name}", got[what], CHECK)
             pinned = str(self.params["artifact_sha256"].get(self.architecture, "")).lower() if what == "k3s" else ""
             if found != sums[name] or (pinned and found != pinned):
                 own = found != sums[name]
@@ -507,36 +507,11 @@ def read_sums(text: str) -> dict[str, str]:
 
 
 def fetch_text(url: str) -> str:
-    """Fetch a small file (K3sError)."""
+    """Fetch a small file (DownloadError)."""
     with tempfile.TemporaryDirectory(prefix="labrack-") as folder:
         target = Path(folder) / "text"
-        download(url, target)
+        download(url, target, CHECK)
         return target.read_text(encoding="utf-8", errors="replace")
-
-
-def download(url: str, target: Path) -> str:
-    """Fetch a file, and return its SHA-256; K3sError when it can't be had."""
-    digest = hashlib.sha256()
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "labrack"})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as answer, target.open("wb") as file:  # noqa: S310
-            while block := answer.read(1 << 20):
-                digest.update(block)
-                file.write(block)
-    except urllib.error.HTTPError as error:
-        raise K3sError(
-            f"{url}: the server answers {error.code} {error.reason}; nothing was installed. Mend: check k3s_version "
-            "and k3s_artifact_url"
-        ) from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise K3sError(f"{url} can't be fetched: {reason}. Mend: check the node's network") from None
-    return digest.hexdigest()
-
-
-def said(text: str) -> str:
-    """Return the last words of what a command said."""
-    return " ".join(text.split()[-40:])
 
 
 def main() -> None:
@@ -564,7 +539,7 @@ def main() -> None:
             ledger="k3s" if wanted.present else "",
             forgets=() if wanted.present else ("k3s",),
         )
-    except (K3sError, ServiceError, OSError) as error:
+    except (K3sError, DownloadError, ServiceError, OSError) as error:
         with contextlib.suppress(OSError):
             remove_empty(planner.STATE)
         module.fail_json(msg=str(error))

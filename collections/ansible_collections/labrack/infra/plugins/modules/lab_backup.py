@@ -134,14 +134,12 @@ from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUP
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
     observe_file,
     remove_empty,
-    remove_file,
     run,
     write_file,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
     ServiceError,
-    act,
-    daemon_reload,
+    apply_steps,
     observe_services,
 )
 
@@ -256,27 +254,7 @@ def apply(changes: list[Change], wanted: Wanted, seen: Observed) -> None:
     password = backup_plan.password_to_use(seen, wanted, secrets.token_urlsafe(32))
     files = backup_plan.wanted_files(wanted, password) if wanted.present else {}
     files[backup_plan.RECORD] = backup_plan.wanted_record(seen, wanted).file()
-    units = False
-    for change in changes:
-        verb, *words = change.step
-        if verb == "init":
-            init(wanted)
-        elif verb == "write":
-            file = files[words[0]]
-            if file is not None:
-                write_file(words[0], file)
-        elif verb == "remove":
-            remove_file(words[0])
-        else:
-            if units:
-                daemon_reload()
-                units = False
-            if verb == "disable":
-                act("stop", *words)
-            act(verb, *words)
-        units |= verb in ("write", "remove") and words[0] in (backup_plan.SERVICE, backup_plan.TIMER)
-    if units:
-        daemon_reload()
+    apply_steps(changes, files, {"init": lambda: init(wanted)})
     if not wanted.present:
         shutil.rmtree(backup_plan.CACHE, ignore_errors=True)
         remove_empty(backup_plan.FOLDER)

@@ -346,6 +346,8 @@ class Driver:
                 load_module()
             elif verb == "purge":
                 self.tools.purge(words)
+                # a unit that systemd still knows would be enabled before its package is back
+                daemon_reload()
             elif verb == "disable":
                 node_io.run(["systemctl", "disable", "--now", f"{words[0]}.service"])
             else:

@@ -184,13 +184,15 @@ from ansible_collections.labrack.infra.plugins.module_utils import skypilot_obse
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import (
-    Done,
+    CommandError,
     FileState,
+    expect,
     observe_file,
     read_text,
     remove_empty,
     remove_file,
     run,
+    said,
     write_file,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_config import Person, SkypilotError
@@ -248,8 +250,11 @@ NOLOGIN = "/usr/sbin/nologin"
 AS_SERVER = ("setpriv", f"--reuid={config.USER}", f"--regid={config.USER}", "--clear-groups")
 
 
-def read_wanted(params: dict[str, Any]) -> Wanted:
-    """Return what the parameters want; SkypilotError for what can't be."""
+def read_wanted(params: dict[str, Any], made_later: bool = False) -> Wanted:
+    """Return what the parameters want; SkypilotError for what can't be.
+
+    With ``made_later`` what the kubeconfig of this host's k3s will say is left out, as it is not there yet.
+    """
     if params["state"] == "absent":
         examples = config.example_tasks(params["examples"], params["gpu_types"], False)
         clouds = config.infrastructure({"clouds": params["infra"].get("clouds")}, "")
@@ -263,8 +268,9 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     name = socket.gethostname()
     address = params["address"] or name
     contexts = infra.get("kubernetes") or ()
-    texts = {path: read_text(path) for path in map(config.kubeconfig_of, contexts)}
-    kubeconfig = config.merged_kubeconfig(contexts, texts) if contexts else ""
+    known = [one for one in contexts if not (made_later and config.kubeconfig_of(one) == config.K3S_KUBECONFIG)]
+    texts = {path: read_text(path) for path in map(config.kubeconfig_of, known)}
+    kubeconfig = config.merged_kubeconfig(known, texts) if known else ""
     slurm = infra.get("slurm") or ()
     policy = params["policy"] if params["policy_files"] else ""
     return Wanted(
@@ -466,6 +472,8 @@ class Host:
         names[config.KUBECONFIG] = "kube"
         names.update({path: f"example-{os.path.basename(path)}" for path in self.wanted.examples})
         files = {name: self.files[path].text for path, name in names.items() if path in self.files}
+        # that of a k3s that has only been looked at
+        files = {name: text for name, text in files.items() if text}
         python = f"{config.OPT}/{self.wanted.environment}/bin/python"
         with tempfile.TemporaryDirectory(prefix="labrack-") as home:
             os.chmod(home, 0o700)
@@ -783,6 +791,12 @@ def own_tree(path: str, user: str) -> None:
             os.chown(one, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
 
 
+def awaits_k3s(params: dict[str, Any]) -> bool:
+    """Return whether the server is to use this host's k3s, which has no kubeconfig yet."""
+    paths = map(config.kubeconfig_of, params["infra"].get("kubernetes") or ())
+    return params["state"] == "present" and config.K3S_KUBECONFIG in paths and not os.path.exists(config.K3S_KUBECONFIG)
+
+
 def is_address(name: str) -> bool:
     """Return whether a name is an IP address."""
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -792,22 +806,17 @@ def is_address(name: str) -> bool:
     return False
 
 
-def expect(done: Done, what: str) -> None:
-    """Raise SkypilotError with a command's words unless it succeeded."""
-    if done.rc:
-        raise SkypilotError(f"{what}: {said(done)}")
-
-
-def said(done: Done) -> str:
-    """Return the last lines of what a command said."""
-    return " ".join((done.err.strip() or done.out.strip()).splitlines()[-4:])
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     try:
-        wanted = read_wanted(module.params)
+        made_later = module.check_mode and awaits_k3s(module.params)
+        if made_later:
+            module.warn(
+                f"{config.K3S_KUBECONFIG} is not there yet, so it is not known what SkyPilot will find in it. A run is "
+                "refused unless k3s has made it by then"
+            )
+        wanted = read_wanted(module.params, made_later)
         host = Host(module.params, wanted)
 
         def extra(state: Observed) -> dict[str, Any]:
@@ -828,7 +837,7 @@ def main() -> None:
             drains=False,
             ledger="skypilot",
         )
-    except (SkypilotError, ServiceError, OSError, LookupError, sqlite3.Error) as error:
+    except (SkypilotError, CommandError, ServiceError, OSError, LookupError, sqlite3.Error) as error:
         module.fail_json(msg=str(error))
 
 

@@ -21,6 +21,10 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  reaper:
+    description: Whether there is a reaper; V(false) takes it away, and what it remembers and its reports as well.
+    type: bool
+    default: true
   dry_run:
     description: Whether it only writes its report, warns nobody and ends nothing.
     type: bool
@@ -86,7 +90,8 @@ options:
     type: dict
     default: {}
   mounts:
-    description: The inventory's C(skypilot_mounts). What pods write there into people's folders is given to them.
+    description: The inventory's C(skypilot_mounts). What pods write there into people's folders is given to them, and
+      the folders are mounted with C(nosuid) and C(nodev).
     type: list
     elements: dict
     default: []
@@ -126,17 +131,15 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_reaper_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils.change import DISRUPTIONS, Change, converge
-from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, remove_file, write_file
+from ansible_collections.labrack.infra.plugins.module_utils.hardware_observe import read_mounts
+from ansible_collections.labrack.infra.plugins.module_utils.mount_observe import read_places
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, read_text, remove_file
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_reaper_plan import Observed, ReaperError, Wanted
-from ansible_collections.labrack.infra.plugins.module_utils.systemd import (
-    ServiceError,
-    act,
-    daemon_reload,
-    observe_services,
-)
+from ansible_collections.labrack.infra.plugins.module_utils.systemd import ServiceError, apply_steps, observe_services
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "reaper": {"type": "bool", "default": True},
     "dry_run": {"type": "bool", "default": True},
     "grace_hours": {"type": "float", "default": 4},
     "no_autostop_hours": {"type": "float", "default": 1},
@@ -168,13 +171,14 @@ def read_wanted(params: dict[str, Any]) -> Wanted:
     webhook, token = params["webhook"] or "", params["token"] or ""
     settings = planner.settings_of(params, bool(webhook), bool(token))
     written = planner.written_by_pods(params["infra"], params["mounts"])
-    return Wanted(True, settings, webhook, token, params["every_minutes"], written)
+    return Wanted(True, params["reaper"], settings, webhook, token, params["every_minutes"], written)
 
 
-def observe() -> Observed:
-    """Read files and timer, and what a reaper has left."""
-    reaper, owner = f"{planner.UNIT}.timer", f"{planner.OWNER}.timer"
-    states = observe_services([reaper, owner])
+def observe(wanted: Wanted) -> Observed:
+    """Read files, timers and mounts, and what a reaper has left."""
+    reaper, owner, nosuid = f"{planner.UNIT}.timer", f"{planner.OWNER}.timer", f"{planner.NOSUID}.service"
+    states = observe_services([reaper, owner, nosuid])
+    mounts = read_mounts(read_text("/proc/self/mountinfo") or "")
     try:
         user = bool(pwd.getpwnam(planner.USER))
     except KeyError:
@@ -185,6 +189,8 @@ def observe() -> Observed:
         states[owner],
         user,
         [path for path in planner.DATA if os.path.lexists(path)],
+        states[nosuid],
+        planner.exposed(wanted.written, read_places(wanted.written), mounts),
     )
 
 
@@ -193,32 +199,15 @@ def apply(changes: list[Change], wanted: Wanted, seen: Observed) -> None:
     if wanted.present and not seen.user:
         raise ReaperError(f"the user {planner.USER} is not there. Mend: run the role skypilot whole")
     files = planner.wanted_files(wanted) if wanted.present else {}
-    units = False
-    for change in changes:
-        verb, *words = change.step
-        if verb == "write":
-            file = files[words[0]]
-            if file is not None:
-                write_file(words[0], file)
-        elif verb == "remove":
-            remove_file(words[0])
-        elif verb == "rmtree":
-            if os.path.isdir(words[0]) and not os.path.islink(words[0]):
-                shutil.rmtree(words[0], ignore_errors=True)
-            else:
-                remove_file(words[0])
-        else:
-            if units:
-                daemon_reload()
-                units = False
-            if verb == "disable":
-                act("stop", *words)
-                # a run that goes on would write its state once more
-                act("stop", words[0].replace(".timer", ".service"))
-            act(verb, *words)
-        units |= verb in ("write", "remove") and words[0] in planner.UNIT_FILES
-    if units:
-        daemon_reload()
+    apply_steps(changes, files, {"rmtree": remove_data})
+
+
+def remove_data(path: str) -> None:
+    """Remove a folder of the reaper, or a file."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        remove_file(path)
 
 
 def main() -> None:
@@ -227,7 +216,7 @@ def main() -> None:
     seen: list[Observed] = []
 
     def look() -> Observed:
-        seen.append(observe())
+        seen.append(observe(wanted))
         return seen[-1]
 
     try:
