@@ -2,6 +2,7 @@
 # Another Python: make PYTHON=/path/to/python3.13 test-fast
 
 PYTHON ?= python3
+TIER ?= closet
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -rs -o junit_family=xunit1
 JUNIT := .cache/junit
@@ -16,8 +17,8 @@ READY := .venv/.ready$(subst /,-,$(PYTHON))
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(READY) ## bring up a closet of three containers and run GPU jobs in it
-	@$(BIN)/labrack demo up
+demo: $(READY) ## bring up a closet of three containers, or TIER=under_desk, and run GPU jobs in it
+	@$(BIN)/labrack demo up --tier $(TIER)
 
 demo-down: $(READY) ## take the demo away
 	@$(BIN)/labrack demo down
@@ -33,7 +34,7 @@ test-package: $(READY) ## build, install and run wheel and tarball
 	$(PYTEST) tests/package -v --junitxml=$(JUNIT)/package.xml
 
 test-nodes: $(READY) ## on nodes in containers; LABRACK_NODE_SYSTEM=debian12 picks their system
-	$(PYTEST) -n 2 --dist loadscope tests/nodes -v --junitxml=$(JUNIT)/nodes.xml
+	$(PYTEST) -n 2 --dist loadscope tests/nodes -v --durations=25 --junitxml=$(JUNIT)/nodes.xml
 
 test-vm: $(READY) ## on nodes that are virtual machines, with kernels, disks and power switches of their own
 	$(PYTEST) tests/vm -v --junitxml=$(JUNIT)/vm.xml

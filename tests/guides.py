@@ -33,7 +33,9 @@ def calls(page: str) -> list[str]:
     spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     lines = [line.partition(" #")[0] for line in commands(page)]
     parts = [part.strip() for line in (*lines, *spans) for part in line.split(";")]
-    return [part for part in parts if part.split(" ")[0] in PROGRAMS and " " in part]
+    # a program of an environment is that program
+    named = [f"{Path(first).name} {rest}" for first, blank, rest in (part.partition(" ") for part in parts) if blank]
+    return [call for call in named if call.startswith(tuple(f"{program} " for program in PROGRAMS))]
 
 
 def documents(page: str) -> list[Any]:

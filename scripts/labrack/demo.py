@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The demo: a closet of three test nodes, made by the same playbook as a real one."""
+"""The demo: a closet of three test nodes, or one under a desk, made by the same playbooks as real ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
+
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan
 
 from . import demo_tailnet, ssh, status
 from .host_keys import HostKey
@@ -25,14 +28,15 @@ from .run import Outcome, run_playbook
 from .shell import home
 from .ssh import Ssh
 from .story import HEAD, Story
-from .testnode import engine, node
+from .story_desk import DESK, DeskStory
+from .testnode import engine, node, skypilot
 from .testnode.docker import LabError, docker
 from .testnode.gpus import GpuSpec
 from .testnode.image import ensure_image
+from .testnode.wheels import INDEX
 
 #: Prefixes the names of the demo's containers and network. Tests, which may run beside it, have one of their own.
 LAB = os.environ.get("LABRACK_DEMO_LAB", "labrack-demo")
-PLAYBOOK = "labrack.infra.closet"
 
 A100 = GpuSpec(
     "NVIDIA A100-SXM4-80GB", memory_mib=81920, power_limit_w=400.0, mig=True, pci_device="0x20b2", pci_class="0x030200"
@@ -56,6 +60,45 @@ SHARED: Mapping[str, int] = {"/home": 0o755, "/data": 0o2775, "/checkpoints": 0o
 GROUP_ID = 3001
 
 
+@dataclass(frozen=True)
+class Tier:
+    """What the demo makes: by which playbook, of which nodes with which cards, in which groups."""
+
+    playbook: str
+    cards: Mapping[str, tuple[GpuSpec, ...]]
+    groups: Mapping[str, tuple[str, ...]]
+    #: Variables of all hosts.
+    variables: Mapping[str, Any]
+    story: type[Story]
+
+    @property
+    def head(self) -> str:
+        """The node where people log in."""
+        return self.groups["lab_head"][0]
+
+
+#: No Kubernetes starts in a container, and NVIDIA's packages may be out of reach: SkyPilot runs its jobs on Slurm.
+DESK_VARIABLES: Mapping[str, Any] = {
+    "lab_orchestrator": "slurm",
+    "container_toolkit_state": "absent",
+    "skypilot_infra": {"slurm": [{"name": DESK, "time": "1:00:00"}]},
+    "skypilot_index_url": f"file://{INDEX}",
+}
+DESK_GROUPS = [group for group in GROUPS if group != "nfs_server"] + ["skypilot"]
+TIERS: Mapping[str, Tier] = {
+    "closet": Tier("labrack.infra.closet", CARDS, GROUPS, {}, Story),
+    "under_desk": Tier(
+        "labrack.infra.under_desk",
+        {DESK: (RTX_4090, RTX_4090)},
+        dict.fromkeys(DESK_GROUPS, (DESK,)),
+        DESK_VARIABLES,
+        DeskStory,
+    ),
+}
+#: Whose homes have SkyPilot's list of cards.
+HOMES = (("ada", "/home/ada"), ("ben", "/home/ben"), ("skypilot", "/var/lib/skypilot"))
+
+
 def state_dir() -> Path:
     """Where the demo keeps its keys, inventory and log: in the checkout, or in the user's state directory."""
     if home() != Path(__file__).resolve().parent:
@@ -64,13 +107,19 @@ def state_dir() -> Path:
     return Path(base) / "labrack/demo"
 
 
-def up(system: str, script: bool, progress: Progress, tailnet: bool = False) -> None:
+def up(system: str, script: bool, progress: Progress, tailnet: bool = False, tier: str = "closet") -> None:
     """Make the lab, or take the one that is there; converge it; play the script; tell what to do next.
 
-    ``system`` is a key of :data:`.testnode.image.SYSTEMS`. With ``tailnet`` the lab gets one of its own, and keeps it.
+    ``system`` is a key of :data:`.testnode.image.SYSTEMS`, ``tier`` one of :data:`TIERS`. With ``tailnet`` the closet
+    gets one of its own, and keeps it.
     Raises :class:`.testnode.docker.LabError` and :class:`.run.RunError`; the lab stays then, for a look at it.
     """
     console = progress.console
+    made = TIERS[tier]
+    if tailnet and tier != "closet":
+        raise LabError(
+            f"--tailnet connects the machines of a closet, and --tier {tier} has one. Leave one of them out."
+        )
     if tailnet:
         with progress.step("Programs") as step:
             step.summary = demo_tailnet.ensure_programs(system, step.say)
@@ -79,29 +128,36 @@ def up(system: str, script: bool, progress: Progress, tailnet: bool = False) -> 
         step.summary = ensure_image(system, step.say)
     again = node.exists(LAB)
     with progress.step("Nodes") as step:
-        nfs = _shares_by_nfs() if again else kernel_has_nfs()
+        # one machine has its directories to itself
+        nfs = tier != "closet" or (_shares_by_nfs() if again else kernel_has_nfs())
         if again:
-            lab = _existing(system, tailnet)
+            lab = _existing(system, tailnet, tier)
         else:
             (state_dir() / demo_tailnet.VARIABLES).unlink(missing_ok=True)
-            lab = node.up(_spec(system, nfs, tailnet), state_dir(), step.say)
+            lab = node.up(_spec(system, nfs, tailnet, tier), state_dir(), step.say)
         if not nfs:
             _fill_volumes(lab)
-        _write_inventory(lab, nfs)
-        names = ", ".join(f"{name} ({len(cards)} GPUs)" if cards else name for name, cards in CARDS.items())
+        _write_inventory(lab, nfs, tier)
+        names = ", ".join(f"{name} ({len(cards)} GPUs)" if cards else name for name, cards in made.cards.items())
         how = "" if nfs else f"; this kernel has no NFS, so volumes share {', '.join(SHARED)}"
         step.summary = f"{'there already: ' if again else ''}{names}{how}"
-    _converge(progress, "Converge", "ansible.log")
+    if tier == "under_desk":
+        with progress.step("Packages") as step:
+            skypilot.equip(lab.node(DESK), _requirements(), step.say)
+            step.summary = "SkyPilot's packages and uv lie on the node, which asks nobody else for them"
+    _converge(progress, made.playbook, "Converge", "ansible.log")
+    if tier == "under_desk":
+        skypilot.catalog(lab.node(DESK), HOMES, ["RTX4090"])
     if tailnet and demo_tailnet.variables(state_dir()) is None:
         with progress.step("Cut off") as step:
             demo_tailnet.prepare(lab, system, state_dir(), step.say)
-            _write_inventory(lab, nfs)
+            _write_inventory(lab, nfs, tier)
             step.summary = "the nodes reach each other and a mirror, nothing else"
-        _converge(progress, "Tailnet", "tailnet.log", demo_tailnet.TAGS)
+        _converge(progress, made.playbook, "Tailnet", "tailnet.log", demo_tailnet.TAGS)
     if script:
         with progress.step("Script") as step:
-            step.say("Two researchers share the cards of node1")
-            Story(console, _ssh(), read_status).play()
+            step.say(f"Two researchers share the cards of {made.story.worker}")
+            made.story(console, _ssh(), read_status).play()
             step.summary = "every line above was checked"
     if tailnet:
         with progress.step("Names") as step:
@@ -109,7 +165,7 @@ def up(system: str, script: bool, progress: Progress, tailnet: bool = False) -> 
             step.summary = "every line above was checked"
     console.print()
     console.print(_times(progress.seconds))
-    console.print(_next_steps(), soft_wrap=True, highlight=False)
+    console.print(_next_steps(made.head), soft_wrap=True, highlight=False)
 
 
 def bare(system: str, progress: Progress, answers: Path) -> None:
@@ -173,9 +229,9 @@ def read_status() -> status.Status:
     return status.read(load([home() / "inventories/demo"]), state_dir() / "status.log", silent)
 
 
-def _converge(progress: Progress, name: str, log: str, tags: Sequence[str] = ()) -> None:
+def _converge(progress: Progress, playbook: str, name: str, log: str, tags: Sequence[str] = ()) -> None:
     with progress.step(name) as step:
-        outcome = run_playbook(PLAYBOOK, [home() / "inventories/demo"], state_dir() / log, step, tags)
+        outcome = run_playbook(playbook, [home() / "inventories/demo"], state_dir() / log, step, tags)
         step.summary = _summary(outcome)
 
 
@@ -193,8 +249,15 @@ def _shares_by_nfs() -> bool:
     return not document["all"]["vars"].get("demo_volumes", True)
 
 
-def _spec(system: str, nfs: bool, tailnet: bool) -> node.LabSpec:
+def _requirements() -> str:
+    """What the role skypilot pins."""
+    return (Path(skypilot_plan.__file__).parents[2] / "roles/skypilot/files/requirements.txt").read_text("utf-8")
+
+
+def _spec(system: str, nfs: bool, tailnet: bool, tier: str = "closet") -> node.LabSpec:
     """The lab. By NFS the head alone has the volumes: what a container has itself can't be exported."""
+    if tier != "closet":
+        return node.LabSpec(LAB, tuple(node.NodeSpec(name, system, cards) for name, cards in TIERS[tier].cards.items()))
     volumes = tuple((path.strip("/"), path) for path in SHARED)
     nodes = (
         node.NodeSpec(name, system, cards, tun=tailnet, volumes=volumes if name == HEAD or not nfs else ())
@@ -210,13 +273,16 @@ def _fill_volumes(lab: node.Lab) -> None:
     node.exec(lab.node(HEAD), ["sh", "-c", script])
 
 
-def _existing(system: str, tailnet: bool) -> node.Lab:
+def _existing(system: str, tailnet: bool, tier: str) -> node.Lab:
     """The lab that is there, if it can be used; :class:`LabError` with the mend otherwise."""
-    mend = "Run `labrack demo down`, then `labrack demo up`."
+    mend = "Run `labrack demo down`, then this again."
     try:
         lab = node.load(state_dir())
     except node.NodeError:
         raise LabError(f"A lab {LAB} is there that was not made from {home()}. {mend}") from None
+    if {member.name for member in lab.nodes} != set(TIERS[tier].cards):
+        names = ", ".join(member.name for member in lab.nodes)
+        raise LabError(f"The lab that is there, with {names}, is not of the tier {tier}. {mend}")
     running = docker("ps", "--filter", f"label={node.LABEL}={LAB}", "--format", "{{.Names}}").stdout.split()
     there = [member for member in lab.nodes if member.container in running]
     if len(there) != len(lab.nodes):
@@ -231,7 +297,7 @@ def _existing(system: str, tailnet: bool) -> node.Lab:
     return lab
 
 
-def _write_inventory(lab: node.Lab, nfs: bool) -> None:
+def _write_inventory(lab: node.Lab, nfs: bool, tier: str = "closet") -> None:
     """Write what the inventory plugin of inventories/demo reads: nodes, groups, and what the inventory asks of us."""
     key = state_dir() / "researcher"
     if not key.exists():
@@ -239,10 +305,11 @@ def _write_inventory(lab: node.Lab, nfs: bool) -> None:
         subprocess.run(keygen, check=True)
     tailnet = demo_tailnet.variables(state_dir())
     domain = "" if tailnet is None else demo_tailnet.DOMAIN
-    (state_dir() / "ssh_config").write_text(ssh.config(lab, "ada", key, domain, HEAD), encoding="utf-8")
+    made = TIERS[tier]
+    (state_dir() / "ssh_config").write_text(ssh.config(lab, "ada", key, domain, made.head), encoding="utf-8")
     public = key.with_suffix(".pub").read_text(encoding="utf-8").strip()
     children: dict[str, dict[str, dict[str, Any]]] = {
-        group: {"hosts": {host: {} for host in hosts}} for group, hosts in GROUPS.items()
+        group: {"hosts": {host: {} for host in hosts}} for group, hosts in made.groups.items()
     }
     if tailnet is not None:
         children |= {"headscale": {"hosts": {HEAD: {}}}, "demo_tailnet": {"hosts": {host: {} for host in CARDS}}}
@@ -250,7 +317,7 @@ def _write_inventory(lab: node.Lab, nfs: bool) -> None:
     for member in lab.nodes:
         # a node that is cut off has no default route to tell it by
         hosts[member.name]["lab_address"] = member.address
-    common = {"demo_keys": [public], "demo_volumes": not nfs, **(tailnet or {})}
+    common = {"demo_keys": [public], "demo_volumes": not nfs, **made.variables, **(tailnet or {})}
     document = {"all": {"hosts": hosts, "vars": common, "children": children}}
     (state_dir() / "hosts.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -274,7 +341,7 @@ def _times(seconds: list[tuple[str, float]]) -> Table:
     return table
 
 
-def _next_steps() -> str:
+def _next_steps(head: str) -> str:
     installed = Path(sys.executable).with_name("labrack")
     command = "labrack" if shutil.which("labrack") else str(_from_here(installed))
     names = ""
@@ -282,13 +349,17 @@ def _next_steps() -> str:
         names = f"""
   ssh -F {_from_here(_ssh().config)} root@node1.{demo_tailnet.DOMAIN}
   {" " * len(command)}                by its name in the tailnet, through the head"""
+    take, again = "srun --gres=gpu:1 nvidia-smi -L", f"{command} demo up      "
+    if head == DESK:
+        take = "sky launch --gpus RTX_4090:1 --cpus 1+ nvidia-smi"
+        again = f"{command} demo up --tier under_desk\n  {' ' * len(command)}              "
     return f"""
 [bold]Try next[/bold]
   {command} demo status    nodes, GPUs and the queue
-  {command} demo up        converge again: nothing changes
+  {again}  converge again: nothing changes
   {command} demo down      end it
-  ssh -F {_from_here(_ssh().config)} ada@head
-  {" " * len(command)}                log in as ada, then take a card: srun --gres=gpu:1 nvidia-smi -L{names}"""
+  ssh -F {_from_here(_ssh().config)} ada@{head}
+  {" " * len(command)}                log in as ada, then take a card: {take}{names}"""
 
 
 def _from_here(path: Path) -> Path:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.console import Console
 from rich.padding import Padding
@@ -58,6 +59,9 @@ class Story:
     ssh: Ssh
     #: What ``labrack demo status`` shows.
     whole: Callable[[], status.Status]
+    #: Where people log in.
+    head: ClassVar[str] = HEAD
+    worker: ClassVar[str] = WORKER
 
     def play(self) -> None:
         """Play it all; :class:`StoryError` where a claim doesn't hold. The queue is empty before and after."""
@@ -171,24 +175,28 @@ class Story:
 
     def _clear(self) -> None:
         """End whatever the two have left in the queue, wait until it is gone, and take their file away."""
-        self.ssh.output(f"root@{HEAD}", f"scancel -u ada && scancel -u ben && rm -f {CHECKPOINT}")
+        self.ssh.output(f"root@{self.head}", f"scancel -u ada && scancel -u ben && rm -f {CHECKPOINT}")
         until("an empty queue", self._status, lambda seen: not seen.jobs)
 
     def _status(self) -> status.Cluster:
-        return status.look(HEAD, lambda host, command: self.ssh.output(f"root@{host}", command))
+        return status.look(self.head, lambda host, command: self.ssh.output(f"root@{host}", command))
 
-    def _do(self, user: str, command: str) -> str:
-        """Run a command as a researcher on the head, show both it and its output, and return the output."""
+    def _do(self, user: str, command: str, seconds: float = 30.0, shown: str = "") -> str:
+        """Run a command as a researcher on the head, show both it and its output, and return the output.
+
+        Of the output only the lines that match ``shown`` are printed, if that is given.
+        """
         self._show(user, command)
-        done = self.ssh.run(f"{user}@{HEAD}", command)
+        done = self.ssh.run(f"{user}@{self.head}", command, timeout=seconds)
         printed = (done.stdout + done.stderr).rstrip()
         expect(done.returncode == 0, f"`{command}` succeeds for {user}", printed)
-        if printed:
-            self._print(Text(printed))
+        lines = [line for line in printed.splitlines() if re.search(shown, line)]
+        if lines:
+            self._print(Text("\n".join(lines)))
         return printed
 
     def _show(self, user: str, command: str) -> None:
-        self._prompt(f"{user}@{HEAD}", command)
+        self._prompt(f"{user}@{self.head}", command)
 
     def _prompt(self, who: str, command: str) -> None:
         self._print(Text.assemble((who, "bold cyan"), "$ ", (command, "bold")))

@@ -25,7 +25,8 @@ from labrack.testnode.gpus import GpuSpec
 from labrack.testnode.node import NodeSpec
 from tests.nodes.harness import INVENTORIES, ROOT, Closet, Run, bring_up
 
-#: What has to be true first comes first; what takes the lab apart comes last.
+#: Of the closet, what has to be true first comes first, and what takes the lab apart comes last. Then what takes long,
+#: so that no worker is left with it at the end.
 ORDER = (
     "test_wrong_inventories",
     "test_converge",
@@ -46,25 +47,27 @@ ORDER = (
     "test_edit",
     "test_backup",
     "test_undo",
-    "test_golden_rule",
-    "test_people",
-    "test_storage_client",
-    "test_mirror",
+    "test_molecule",
     "test_gpu_host",
-    "test_driver_and_jobs",
-    "test_dkms",
-    "test_k3s",
-    "test_policy_check",
-    "test_headscale_config",
+    "test_skypilot",
+    "test_skypilot_slurm",
+    "test_demo_desk",
     "test_tailnet",
-    "test_demo_tailnet",
     "test_gitops",
     "test_getting_started",
-    "test_skypilot",
-    "test_skypilot_policy",
-    "test_gpu_watch",
+    "test_k3s",
     "test_grow",
-    "test_molecule",
+    "test_demo_tailnet",
+    "test_driver_and_jobs",
+    "test_skypilot_policy",
+    "test_people",
+    "test_storage_client",
+    "test_dkms",
+    "test_golden_rule",
+    "test_gpu_watch",
+    "test_mirror",
+    "test_policy_check",
+    "test_headscale_config",
 )
 A100 = GpuSpec(
     "NVIDIA A100-SXM4-80GB", memory_mib=81920, power_limit_w=400.0, mig=True, pci_device="0x20b2", pci_class="0x030200"
@@ -91,6 +94,8 @@ class Scheduler(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduler:
+    # by our order, and not by the number of tests
+    config.option.loadscopereorder = False
     return Scheduler(config, log)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ansible_runner
+import pytest
+from typer.testing import CliRunner, Result
 
-from labrack import ssh
+from labrack import cli, demo, ssh
 from labrack.ssh import Ssh
 from labrack.testnode import node
 from labrack.testnode.docker import docker
@@ -234,6 +237,32 @@ def powered(lab: Lab) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def labrack_demo(*arguments: str) -> Result:
+    """Run a command of the demo's; any exit status is fine."""
+    return CliRunner().invoke(cli.app, ["demo", *arguments], prog_name="labrack", terminal_width=120)
+
+
+def containers(lab: str) -> list[str]:
+    """The ids of a lab's containers, running or not."""
+    return docker("ps", "-aq", "--filter", f"label={node.LABEL}={lab}").stdout.split()
+
+
+@contextmanager
+def own_demo(name: str) -> Iterator[Path]:
+    """A demo that is no other demo's, and the directory of its state; inventories/demo finds it by the environment."""
+    base = ROOT / ".cache/labs" / name
+    folder = base / "labrack/demo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(base))
+        patch.setattr(demo, "LAB", name)
+        patch.setattr(demo, "state_dir", lambda: folder)
+        node.down(name, folder, print)
+        shutil.rmtree(base, ignore_errors=True)
+        yield folder
+        node.down(name, folder, print)
+        shutil.rmtree(base, ignore_errors=True)
 
 
 def bring_up(

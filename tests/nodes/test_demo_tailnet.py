@@ -6,32 +6,21 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from labrack import cli, demo, demo_tailnet
+from labrack import demo, demo_tailnet
 from labrack.testnode import node
 from labrack.testnode.docker import docker
 from tests.nodes.conftest import LAB, SYSTEM
-from tests.nodes.harness import ROOT
+from tests.nodes.harness import containers, labrack_demo, own_demo
 from tests.tailnet import binaries
 
 DEMO = f"{LAB}-demo"
 NAMES = [f"{host}.{demo_tailnet.DOMAIN}" for host in demo.CARDS]
 UP = ("up", "--no-script", "--system", SYSTEM)
-
-
-def run(*arguments: str) -> Result:
-    """Run a command of the demo's; any exit status is fine."""
-    return CliRunner().invoke(cli.app, ["demo", *arguments], prog_name="labrack", terminal_width=120)
-
-
-def containers() -> list[str]:
-    return docker("ps", "-aq", "--filter", f"label={node.LABEL}={DEMO}").stdout.split()
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +30,14 @@ def state() -> Iterator[Path]:
         binaries.ensure(print)
     except binaries.NoBinariesError as error:
         pytest.skip(f"no tailscaled and headscale: {error}")
-    base = ROOT / ".cache/labs" / DEMO
-    folder = base / "labrack/demo"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(base))
-        patch.setattr(demo, "LAB", DEMO)
-        patch.setattr(demo, "state_dir", lambda: folder)
-        node.down(DEMO, folder, print)
-        shutil.rmtree(base, ignore_errors=True)
+    with own_demo(DEMO) as folder:
         yield folder
-        node.down(DEMO, folder, print)
-        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def first(state: Path) -> str:
     """What the first run said."""
-    done = run(*UP, "--tailnet")
+    done = labrack_demo(*UP, "--tailnet")
     assert done.exit_code == 0, done.output + done.stderr
     return done.stdout
 
@@ -81,24 +61,24 @@ def test_nothing_leaves_the_lab(first: str, state: Path) -> None:
 
 
 def test_status_tells_the_addresses(first: str) -> None:
-    seen = json.loads(run("status", "--json").stdout)["tailnet"]
+    seen = json.loads(labrack_demo("status", "--json").stdout)["tailnet"]
     assert [machine["dns_name"] for machine in seen] == NAMES
     assert all(machine["online"] and machine["address"] in first for machine in seen)
-    shown = run("status").stdout
+    shown = labrack_demo("status").stdout
     assert all(name in shown for name in NAMES)
 
 
 @pytest.mark.parametrize("options", [["--tailnet"], []])
 def test_another_run_changes_nothing(first: str, options: list[str]) -> None:
-    done = run(*UP, *options)
+    done = labrack_demo(*UP, *options)
     assert done.exit_code == 0, done.output + done.stderr
     assert re.search(r"Converge +\d+ tasks on 3 nodes, 0 changed", done.stdout), done.stdout
-    assert len(json.loads(run("status", "--json").stdout)["tailnet"]) == len(NAMES)
+    assert len(json.loads(labrack_demo("status", "--json").stdout)["tailnet"]) == len(NAMES)
 
 
 def test_down_takes_all_away(first: str, state: Path) -> None:
-    assert len(containers()) == len(NAMES) + 1
-    assert run("down").exit_code == 0
-    assert containers() == []
+    assert len(containers(DEMO)) == len(NAMES) + 1
+    assert labrack_demo("down").exit_code == 0
+    assert containers(DEMO) == []
     assert docker("network", "ls", "-q", "--filter", f"label={node.LABEL}={DEMO}").stdout == ""
     assert not state.exists()

@@ -23,9 +23,17 @@ def changed(output: str, step: str) -> list[tuple[str, str]]:
     return re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", part[1], re.MULTILINE)
 
 
-@pytest.mark.parametrize("scenario", ["slurm", "closet", "under_desk", "storage"])
-@pytest.mark.parametrize("system", list(dict.fromkeys([SYSTEM, "debian12"])))
-def test_scenario(scenario: str, system: str) -> None:
+#: The closet on the chosen system is what most files here are about, from check on empty nodes to what undo leaves.
+CASES = [
+    (system, scenario)
+    for system in dict.fromkeys([SYSTEM, "debian12"])
+    for scenario in ("slurm", "closet", "under_desk", "storage")
+    if (system, scenario) != (SYSTEM, "closet")
+]
+
+
+@pytest.mark.parametrize(("system", "scenario"), CASES)
+def test_scenario(system: str, scenario: str) -> None:
     if scenario == "under_desk" and system.startswith("ubuntu"):
         pytest.skip("the mirror has no packages for Ubuntu")
     bin_directory = Path(sys.executable).parent

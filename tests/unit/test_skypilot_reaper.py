@@ -519,11 +519,14 @@ def test_jobs_of_slurm(lab: Lab) -> None:
         "17|ada|RUNNING|2026-11-01T10:00:00|gres/gpu:a100:2|1|lost-aaaa1111\n"
         "18|ada|RUNNING|2026-11-01T10:00:00|gres/gpu:1|2|train-aaaa1111\n"
         "19|ben|RUNNING|2026-11-01T10:00:00|gres/gpu:1|1|my own|job\n"
+        # of a client that is logged in with a token
+        "20|ben|PENDING|2026-11-01T10:00:00|gres/gpu:rtx_4090:1|1|next-sa-1b15051a0e79b60c\n"
     )
     found = reaper.jobs("closet", lab.commands.queue)
     assert [(one.name, one.gpus, one.cluster) for one in found] == [
         ("17", 2, "lost-aaaa1111"),
         ("18", 2, "train-aaaa1111"),
+        ("20", 1, "next-sa-1b15051a0e79b60c"),
     ]
     lab.run(2)
     assert [

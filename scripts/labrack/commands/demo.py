@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,14 @@ def register(root: typer.Typer) -> None:
 
 @app.callback()
 def demo_root() -> None:
-    """Try it without hardware: a head and two workers in containers, with stand-in GPUs and a real Slurm."""
+    """Try it without hardware: a closet, or a machine under a desk, in containers, with stand-in GPUs."""
+
+
+class Tier(StrEnum):
+    """What the demo makes, see :data:`..demo.TIERS`."""
+
+    closet = "closet"
+    under_desk = "under_desk"
 
 
 def _known_system(system: str) -> str:
@@ -42,11 +50,15 @@ def demo_up(
     tailnet: Annotated[
         bool, typer.Option("--tailnet", help="Give the lab a tailnet with its own headscale; in a checkout, with Go.")
     ] = False,
+    tier: Annotated[
+        Tier,
+        typer.Option(help="A closet of a head and two workers with Slurm, or a machine under a desk with SkyPilot."),
+    ] = Tier.closet,
     bare: Annotated[
         bool, typer.Option("--bare", help="Start the machines and nothing else, and write machines.yml for `init`.")
     ] = False,
 ) -> None:
-    """Start the demo's lab, configure it with closet.yml over ssh, and let two researchers share its GPUs.
+    """Start the demo's lab, configure it over ssh with its tier's playbook, and let two researchers share its GPUs.
 
     Where no Docker engine runs, the distribution's is installed (Debian and Ubuntu, as root). With the lab there
     already, configure it again and play the script again. A tailnet, once there, stays.
@@ -58,7 +70,7 @@ def demo_up(
         if bare:
             demo.bare(system, Progress(shell.console()), Path("machines.yml"))
             return
-        demo.up(system, script, Progress(shell.console()), tailnet)
+        demo.up(system, script, Progress(shell.console()), tailnet, tier.value)
 
 
 @app.command("status")

@@ -41,8 +41,8 @@ SAMPLE = (
     "for i in 1 2 3; do nvidia-smi --query-gpu=utilization.gpu --format=csv,noheader,nounits || exit 1; sleep 2; done"
 )
 SQUEUE = ("squeue", "--noheader", "--format=%i|%u|%T|%V|%b|%D|%j")
-#: Jobs of SkyPilot are named for their cluster, which ends with its user's hash.
-JOB_NAME = re.compile(r".+-[0-9a-f]{8}")
+#: Jobs of SkyPilot are named for their cluster, which ends with its user's hash, or with that of the user's token.
+JOB_NAME = re.compile(r".+-([0-9a-f]{8}|sa-[0-9a-f]{16})")
 #: SkyPilot's errors of a server that is busy, or not up yet (sky/exceptions.py).
 PASSING = ("ServerTemporarilyUnavailableError", "ApiServerConnectionError", "RequestInterruptedError")
 TRIES, PAUSE = 5, 2.0
@@ -105,7 +105,7 @@ class Server(Protocol):
         """Return StatusResponse of every cluster, those of managed jobs and services too."""
 
     def hashes(self) -> list[str]:
-        """Return the hashes of the server's users."""
+        """Return the hashes of the server's users and of their tokens."""
 
     def autostop(self, name: str, minutes: int) -> None:
         """Give a cluster an autostop that ends it."""
@@ -150,14 +150,15 @@ class Sdk:
         return retried(ask)
 
     def hashes(self) -> list[str]:
-        """Return the hashes of the server's users."""
+        """Return the hashes of the server's users, and of their tokens, by which clients launch."""
 
-        def ask() -> list[str]:
-            answer = self._common.make_authenticated_request("GET", "/users")
+        def ask(path: str, key: str) -> list[str]:
+            answer = self._common.make_authenticated_request("GET", path)
             answer.raise_for_status()
-            return [str(user["id"]) for user in answer.json()]
+            return [str(one[key]) for one in answer.json()]
 
-        return retried(ask)
+        tokens = retried(lambda: ask("/users/service-account-tokens", "service_account_user_id"))
+        return retried(lambda: ask("/users", "id")) + tokens
 
     def autostop(self, name: str, minutes: int) -> None:
         """Give a cluster an autostop that ends it."""
