@@ -32,11 +32,10 @@ DESK = "desk"
 TIER = "labrack.infra.under_desk"
 REQUIREMENTS = (ROOT / "roles/skypilot/files/requirements.txt").read_text(encoding="utf-8")
 #: What the role has pip do, without the role.
+PIP = "bare/bin/pip install --quiet --no-deps --no-cache-dir --index-url file:///srv/simple"
 BY_HAND = (
-    "cd /root && python3 -m venv bare && "
-    "bare/bin/pip install -q --no-deps --no-cache-dir --index-url file:///srv/simple "
-    "--only-binary=:all: -r wheels.txt && bare/bin/pip install -q --no-deps --no-cache-dir --index-url "
-    "file:///srv/simple --no-build-isolation -r sources.txt && { bare/bin/python -m compileall -q bare/lib || true; }"
+    f"cd /root && python3 -m venv bare && {PIP} --only-binary=:all: -r wheels.txt && "
+    f"{PIP} --no-build-isolation -r sources.txt && {{ bare/bin/python -m compileall -q bare/lib || true; }}"
 )
 HEALTH = "curl --silent --fail --max-time 2 http://127.0.0.1:46580/api/health >/dev/null"
 IMPORT = "HOME=/tmp/import /opt/skypilot/current/bin/python -c 'import sky.server.server'"
@@ -66,7 +65,7 @@ def by_hand(closet: Closet) -> float:
 def started(closet: Closet) -> float:
     """Seconds from the start of a stopped server until it says that it is healthy."""
     closet.root(DESK, "systemctl stop skypilot")
-    return seconds(closet, f"systemctl start skypilot && until {HEALTH}; do sleep 0.1; done")
+    return seconds(closet, f"systemctl start skypilot && timeout 300 bash -c 'until {HEALTH}; do sleep 0.1; done'")
 
 
 def measure(closet: Closet, rounds: int) -> dict[str, Any]:

@@ -34,8 +34,6 @@ KUBECONFIG = f"{HOME}/.kube/config"
 #: As k3s writes it on its server.
 K3S_KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
 SLURM_CONFIG = f"{HOME}/.slurm/config"
-#: What k3s on this host writes.
-K3S_KUBECONFIG = "/etc/rancher/k3s/k3s.yaml"
 POOLS = f"{HOME}/.sky/ssh_node_pools.yaml"
 PLUGINS = f"{HOME}/.sky/plugins.yaml"
 KEY = f"{HOME}/.ssh/id_ed25519"
