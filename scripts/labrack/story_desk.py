@@ -38,7 +38,7 @@ class DeskStory(Story):
         self._tell("Ada says what she needs. SkyPilot makes a cluster of one card for her, and runs her command there.")
         work = f"nvidia-smi -L; ls -d /data /checkpoints; echo loss 0.31 >{RESULT}"
         command = f"sky launch -y -c train --gpus RTX_4090:1 --cpus 1+ '{work}'"
-        printed = self._do("ada", command, LAUNCH, shown=r"^\(train|^ INFRA|^ Slurm|Job finished|Cluster launched")
+        printed = self._do("ada", command, LAUNCH, shown=r"^\(\S+, pid=|^ INFRA|^ Slurm|Job finished|Cluster launched")
         expect(printed.count("GPU 0:") == 1 and "GPU 1:" not in printed, "ada's task sees one card", printed)
         self._tell("What she wrote stays, and is hers:")
         printed = self._do("ada", f"stat --format='%U %n' {RESULT}")

@@ -87,16 +87,17 @@ def test_wrong_usage(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], ("debian13", True, False)),
-        (["--system", "debian12", "--no-script"], ("debian12", False, False)),
-        (["--tailnet"], ("debian13", True, True)),
+        ([], ("debian13", True, False, "closet")),
+        (["--system", "debian12", "--no-script"], ("debian12", False, False, "closet")),
+        (["--tailnet"], ("debian13", True, True, "closet")),
+        (["--tier", "under_desk"], ("debian13", True, False, "under_desk")),
     ],
 )
 def test_up_passes_its_options(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: tuple[str, bool, bool]
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: tuple[str, bool, bool, str]
 ) -> None:
-    called: list[tuple[str, bool, bool]] = []
-    monkeypatch.setattr(demo, "up", lambda system, script, progress, tailnet: called.append((system, script, tailnet)))
+    called: list[tuple[str, bool, bool, str]] = []
+    monkeypatch.setattr(demo, "up", lambda system, script, _progress, *rest: called.append((system, script, *rest)))
     assert labrack_command("demo", "up", *arguments).exit_code == 0
     assert called == [wanted]
 
@@ -261,16 +262,19 @@ def test_tailnet_on_a_system_without_its_packages() -> None:
 
 
 def test_tailnet_in_a_lab_that_has_no_tunnels(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    member = {"name": "head", "container": "lab-head", "system": "debian13", "address": "", "port": 1, "gpus": 0}
+    member = {"container": "lab-head", "system": "debian13", "address": "", "port": 1, "gpus": 0}
     state.mkdir()
-    (state / "nodes.json").write_text(json.dumps({"name": "lab", "nodes": [member]}))
+    nodes = [{**member, "name": name} for name in demo.CARDS]
+    (state / "nodes.json").write_text(json.dumps({"name": "lab", "nodes": nodes}))
 
     # the mirror runs as well, and is no node
     monkeypatch.setattr(demo, "docker", lambda *_: subprocess.CompletedProcess([], 0, "lab-head\nlab-mirror\n"))
     monkeypatch.setattr(node, "exec", lambda *_, check: subprocess.CompletedProcess([], 1))
-    assert demo._existing("debian13", tailnet=False).nodes
+    assert demo._existing("debian13", False, "closet").nodes
+    with pytest.raises(LabError, match="head, node1, node2, is not of the tier under_desk"):
+        demo._existing("debian13", False, "under_desk")
     with pytest.raises(LabError, match="`labrack demo down`, then `labrack demo up --tailnet`"):
-        demo._existing("debian13", tailnet=True)
+        demo._existing("debian13", True, "closet")
 
 
 def test_tailnet_of_the_inventory_has_the_names_that_the_demo_gives() -> None:

@@ -203,7 +203,8 @@ from ansible_collections.labrack.infra.plugins.module_utils.systemd import Servi
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 #: Seconds until a started k3s must run and answer, and restarts by systemd that say that it won't.
-PATIENCE, RESTARTS = 300.0, 4
+PATIENCE = 300.0
+RESTARTS = 4
 #: What a release that can't be had hangs on.
 CHECK = "k3s_version and k3s_artifact_url"
 ARGUMENT_SPEC: dict[str, Any] = {

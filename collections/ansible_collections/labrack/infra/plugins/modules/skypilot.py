@@ -243,7 +243,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
 }
 #: Seconds for pip to fetch and install everything, and for a server to come up on a machine that has much to do.
-INSTALL_TIMEOUT, HEALTH_TIMEOUT = 1800.0, 240.0
+INSTALL_TIMEOUT = 1800.0
+HEALTH_TIMEOUT = 240.0
 #: So often it may end meanwhile.
 MOST_RESTARTS = 4
 NOLOGIN = "/usr/sbin/nologin"
