@@ -733,7 +733,7 @@ def test_what_pods_write_belongs_to_who_launched(k3s: Desk) -> None:
     give = "systemctl reset-failed labrack-skypilot-owner; systemctl start labrack-skypilot-owner"
     k3s.root(give)
     assert k3s.root("stat -c '%a %U' /checkpoints/ada /checkpoints/ben") == "2770 ada\n2770 ben\n"
-    shadow = k3s.root("stat -c '%a %u %g' /etc/shadow")
+    shadow = k3s.root("stat -c '%a %u %g %s' /etc/shadow")
     k3s.root(LEFT)
     k3s.root(give)
     owners = k3s.root("cd / && stat -c '%U %n' $(find checkpoints/ada/run scratch -mindepth 1)").splitlines()
@@ -748,7 +748,7 @@ def test_what_pods_write_belongs_to_who_launched(k3s: Desk) -> None:
         **{"scratch/ada": "ada", "scratch/ada/mine": "ada"},
         **{f"scratch/{name}": "ben" for name in ("ben", "ben/mine", "ben/own", "ada/bens")},
     }
-    assert k3s.root("stat -c '%a %u %g' /etc/shadow") == shadow
+    assert k3s.root("stat -c '%a %u %g %s' /etc/shadow") == shadow
     assert "/checkpoints/ben: " in k3s.root("journalctl -o cat -u labrack-skypilot-owner")
     # no rights of others are left with it, under whichever name
     kept = "import os; print(os.listxattr('/checkpoints/ada/run/weights'))"
@@ -759,13 +759,13 @@ def test_what_pods_write_belongs_to_who_launched(k3s: Desk) -> None:
     # names that change all the time
     swap = (
         "import os, time; end = time.time() + 20; os.chdir('/checkpoints/ada/run'); os.symlink('/etc/shadow', 'b')\n"
-        "while time.time() < end: open('a', 'w').close(); os.rename('b', 'c'); os.rename('a', 'b'); os.rename('c', 'a')"
+        "while time.time() < end: open('a', 'a').close(); os.rename('b', 'c'); os.rename('a', 'b'); os.rename('c', 'a')"
     )
     k3s.root(
         f"systemd-run --collect --unit=swap python3 -c {shlex.quote(swap)} 2>&1; for i in 1 2 3 4 5; do {give}; done"
     )
     k3s.root("systemctl stop swap; rm -f /checkpoints/ada/run/[abc]")
-    assert k3s.root("stat -c '%a %u %g' /etc/shadow") == shadow
+    assert k3s.root("stat -c '%a %u %g %s' /etc/shadow") == shadow
 
 
 def test_no_file_of_a_pod_makes_anybody_root(k3s: Desk) -> None:
