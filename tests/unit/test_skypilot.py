@@ -21,6 +21,7 @@ from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_units as units
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
 from ansible_collections.labrack.infra.plugins.module_utils.headscale_plan import config_text
+from ansible_collections.labrack.infra.plugins.module_utils.k3s_plan import accelerator
 from ansible_collections.labrack.infra.plugins.module_utils.lab_check import check_facts, check_inventory
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_config import Person, SkypilotError
@@ -316,10 +317,23 @@ def test_the_submitter_becomes_researchers_and_nobody_else() -> None:
 
 
 def test_examples_for_the_labs_cards() -> None:
-    made = files.example_tasks("/data/examples", ["rtx_4090", "a100"], slurm=False)
-    assert sorted(made) == [f"/data/examples/{name}.yaml" for name in ("a100", "cpu", "rtx_4090")]
-    assert yaml.safe_load(made["/data/examples/rtx_4090.yaml"])["resources"] == {"accelerators": "RTX4090:1"}
-    assert files.example_tasks("", ["a100"], slurm=True) == {}
+    gpus = [
+        {"slurm_type": "rtx_4090", "name": "NVIDIA GeForce RTX 4090", "memory_mib": 24564},
+        {"slurm_type": "rtx_a6000", "name": "NVIDIA RTX A6000", "memory_mib": 49140},
+        {"slurm_type": "a100_80gb", "name": "NVIDIA A100-SXM4-80GB", "memory_mib": 81920},
+        {"slurm_type": None, "name": "PCI device 10de:2684", "memory_mib": None},
+    ]
+    for slurm, wanted in (
+        (False, {"rtx_4090": "RTX4090", "rtx_a6000": "A6000", "a100_80gb": "A100-80GB"}),
+        (True, {"rtx_4090": "RTX_4090", "rtx_a6000": "RTX_A6000", "a100_80gb": "A100_80GB"}),
+    ):
+        made = files.example_tasks("/data/examples", gpus, slurm)
+        assert sorted(made) == [f"/data/examples/{name}.yaml" for name in sorted([*wanted, "cpu"])]
+        for kind, name in wanted.items():
+            assert yaml.safe_load(made[f"/data/examples/{kind}.yaml"])["resources"] == {"accelerators": f"{name}:1"}
+            # as k3s' role labels the node
+            assert slurm or name.lower() in [accelerator(str(gpu["name"]), gpu["memory_mib"] or 0) for gpu in gpus]
+    assert files.example_tasks("", gpus, slurm=True) == {}
 
 
 def test_the_pin_is_read_and_has_sums() -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils.headscale_plan import config_text, merged
+from ansible_collections.labrack.infra.plugins.module_utils.k3s_plan import accelerator
 
 USER = "skypilot"
 HOME = "/var/lib/skypilot"
@@ -292,8 +293,11 @@ def sudoers_text(people: Sequence[Person]) -> str:
     )
 
 
-def example_tasks(folder: str, types: Collection[str], slurm: bool) -> dict[str, str]:
-    """Return task files by path, one for each of the lab's GPU types (``a100``, ``rtx_4090``) and one without."""
+def example_tasks(folder: str, gpus: Sequence[Mapping[str, Any]], slurm: bool) -> dict[str, str]:
+    """Return task files by path, one for each type of the lab's GPUs (``a100_80gb``, ``rtx_4090``) and one without.
+
+    ``gpus`` are those of node_facts. Slurm knows a card by its GRES type, Kubernetes by the label that k3s' role gives.
+    """
     if not folder:
         return {}
     body = (
@@ -307,8 +311,9 @@ def example_tasks(folder: str, types: Collection[str], slurm: bool) -> dict[str,
         "  ls /data /checkpoints\n"
     )
     made = {}
-    for kind in sorted(types):
-        name = kind.upper() if slurm else kind.upper().replace("_", "")
+    types = {str(gpu["slurm_type"]): gpu for gpu in gpus if gpu.get("slurm_type")}
+    for kind, gpu in sorted(types.items()):
+        name = (kind if slurm else accelerator(str(gpu["name"]), int(gpu.get("memory_mib") or 0))).upper()
         path = f"{folder}/{kind}.yaml"
         made[path] = body.format(path=path, resources=f"  accelerators: {name}:1\n", command="  nvidia-smi\n")
     path = f"{folder}/cpu.yaml"

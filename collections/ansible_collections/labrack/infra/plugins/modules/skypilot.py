@@ -114,10 +114,10 @@ options:
     description: Where example task files go.
     type: path
     default: ""
-  gpu_types:
-    description: The lab's GPU types, as Slurm names them.
+  gpus:
+    description: The lab's GPUs, C(gpus) of M(labrack.infra.node_facts) of all its hosts.
     type: list
-    elements: str
+    elements: dict
     default: []
   family:
     description: The system's family.
@@ -237,7 +237,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "policy_files": {"type": "dict", "default": {}},
     "policy_settings": {"type": "dict", "default": {}},
     "examples": {"type": "path", "default": ""},
-    "gpu_types": {"type": "list", "elements": "str", "default": []},
+    "gpus": {"type": "list", "elements": "dict", "default": []},
     "family": {"type": "str", "choices": ["debian", "redhat"], "default": "debian"},
     "installed": {"type": "list", "elements": "str", "default": []},
     "max_disruption": {"type": "str", "choices": list(DISRUPTIONS), "default": "restart"},
@@ -257,7 +257,7 @@ def read_wanted(params: dict[str, Any], made_later: bool = False) -> Wanted:
     With ``made_later`` what the kubeconfig of this host's k3s will say is left out, as it is not there yet.
     """
     if params["state"] == "absent":
-        examples = config.example_tasks(params["examples"], params["gpu_types"], False)
+        examples = config.example_tasks(params["examples"], params["gpus"], False)
         clouds = config.infrastructure({"clouds": params["infra"].get("clouds")}, "")
         return Wanted(
             False, params["purge"], params["family"], infrastructure=clouds, examples=examples, python=params["python"]
@@ -288,7 +288,7 @@ def read_wanted(params: dict[str, Any], made_later: bool = False) -> Wanted:
         people=people,
         config=config.config_tree(infra, people, params["mounts"], policy, params["settings"]),
         infrastructure=config.infrastructure(infra, kubeconfig),
-        examples=config.example_tasks(params["examples"], params["gpu_types"], bool(slurm)),
+        examples=config.example_tasks(params["examples"], params["gpus"], bool(slurm)),
         local_slurm=any(not one.get("host") for one in slurm),
         needs_key=bool(slurm),
         policy=policy,
