@@ -123,9 +123,8 @@ def main() -> None:
         wheels.give(closet.lab.node(DESK), REQUIREMENTS, print)
         with powered(closet.lab):
             closet.play(TIER, "--skip-tags", "skypilot")
-            until(
-                "k3s is up", lambda: closet.root(DESK, "k3s kubectl get nodes", check=False), lambda seen: DESK in seen
-            )
+            ready = "k3s kubectl get --raw /readyz"
+            until("k3s is up", lambda: closet.root(DESK, ready, check=False), lambda seen: "ok" in seen)
             figures = {"machine": machine, **measure(closet, options.rounds)}
     finally:
         node.down(options.lab, state, print)

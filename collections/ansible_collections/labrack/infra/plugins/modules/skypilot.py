@@ -437,15 +437,15 @@ class Host:
                     with open(path, "w", encoding="utf-8") as stream:
                         stream.write(text)
                 pip = [f"{place}/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-                pip += ["--no-input", "--no-deps", "--no-cache-dir", "--require-hashes"]
+                pip += ["--no-input", "--no-deps", "--no-cache-dir", "--no-compile", "--require-hashes"]
                 pip += ["--index-url", self.params["index_url"]]
                 for argv in (
                     [self.wanted.python, "-m", "venv", place],
-                    # pip compiles the bytecode, without which the server does not come up in time
                     [*pip, "--only-binary=:all:", "-r", listed],
                     # built with what is pinned, and nothing else is fetched for it
                     [*pip, "--no-build-isolation", "-r", source],
-                    [f"{place}/bin/python", "-m", "compileall", "-q", f"{place}/lib"],
+                    # without bytecode the server does not come up in time; pip would make it on one core
+                    [f"{place}/bin/python", "-m", "compileall", "-q", "-j", "0", f"{place}/lib"],
                     [f"{place}/bin/python", "-c", "import sky.server.constants"],
                 ):
                     quiet = {"HOME": home, "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "PYTHONDONTWRITEBYTECODE": ""}
