@@ -23,7 +23,7 @@ demo: $(READY) ## bring up a closet of three containers, or TIER=under_desk, and
 demo-down: $(READY) ## take the demo away
 	@$(BIN)/labrack demo down
 
-test: test-fast test-package test-nodes test-vm-core ## everything; about an hour on two cores
+test: test-fast test-package test-nodes test-vm-core ## everything; an hour and a quarter on two cores
 
 test-fast: lint test-unit ## without containers; about five minutes on two cores
 
