@@ -40,14 +40,19 @@ def expect(condition: object, what: str, seen: str) -> None:
         raise StoryError(f"Expected: {what}.\nSeen: {seen.strip() or 'nothing'}")
 
 
-def until(what: str, probe: Callable[[], status.Cluster], holds: Callable[[status.Cluster], bool]) -> None:
-    """Wait until the cluster is as wanted; :class:`StoryError` with its state after :data:`PATIENCE` seconds."""
-    deadline = time.monotonic() + PATIENCE
+def until(
+    what: str,
+    probe: Callable[[], status.Cluster],
+    holds: Callable[[status.Cluster], bool],
+    seconds: float = PATIENCE,
+) -> None:
+    """Wait until the cluster is as wanted; :class:`StoryError` with its state after ``seconds``."""
+    deadline = time.monotonic() + seconds
     while not holds(seen := probe()):
         lines = [f"{node.name} is {node.state} {node.reason}".rstrip() for node in seen.nodes]
         lines += [f"{machine.name} is in the tailnet" for machine in seen.tailnet]
         lines += [f"job {job.id} of {job.user} is {job.state} ({job.where})" for job in seen.jobs]
-        expect(time.monotonic() < deadline, f"{what}, within {PATIENCE:.0f} s", ", ".join(lines))
+        expect(time.monotonic() < deadline, f"{what}, within {seconds:.0f} s", ", ".join(lines))
         time.sleep(0.3)
 
 

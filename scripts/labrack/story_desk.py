@@ -52,14 +52,16 @@ class DeskStory(Story):
             LAUNCH,
             "Submitted",
         )
-        until("ben waits", self._status, lambda seen: _states(seen) == {"ada": "running", "ben": "pending"})
+        # Slurm finds the reason some moments later
+        wanted = {("ada", "running", DESK), ("ben", "pending", "Resources")}
+        until("ben waits", self._status, lambda seen: wanted == {(j.user, j.state, j.where) for j in seen.jobs}, LAUNCH)
         printed = self._do("ben", QUEUE)
         expect("Resources" in printed, "ben waits for resources", printed)
 
     def _give_back(self) -> None:
         self._tell("Ada gives her card back, and Ben's turn comes by itself:")
         self._do("ada", "sky down -y train", LAUNCH, "Terminating|terminated")
-        until("ben runs", self._status, lambda seen: _states(seen) == {"ben": "running"})
+        until("ben runs", self._status, lambda seen: _states(seen) == {"ben": "running"}, LAUNCH)
         self._do("ben", QUEUE)
 
     def _clear(self) -> None:
@@ -70,7 +72,7 @@ class DeskStory(Story):
             if told[told.find("[") :].strip() != "[]":
                 self.ssh.run(f"{user}@{DESK}", "sky down -y --all", timeout=LAUNCH)
         self.ssh.output(f"root@{DESK}", f"scancel -u ada && scancel -u ben && rm -f {RESULT}")
-        until("an empty queue", self._status, lambda seen: not seen.jobs)
+        until("an empty queue", self._status, lambda seen: not seen.jobs, LAUNCH)
 
 
 def _states(seen: status.Cluster) -> dict[str, str]:

@@ -678,21 +678,28 @@ def test_the_reaper_ends_what_the_server_has_forgotten(k3s: Desk) -> None:
     wishes = {**INFRA, **hours, "skypilot_reaper_grace_hours": 0.25}
     k3s.play(**wishes)
     dry = reap() + reap()
-    # what was in the making has its pod, so the server says now that it is up
-    assert "would warn: stuck: its card does nothing" in dry and "would warn: train: it has no autostop" in dry
+    # what was in the making has its pod, so the server may say by now that it is up
+    wrong = "it does not come up|its card does nothing"
+    assert re.search(f"would warn: stuck: ({wrong})", dry) and "would warn: train: it has no autostop" in dry
     assert f"would warn: lost-{users['ada']}-head" in dry and there() == set(pods)
     assert not k3s.root("ls /run/labrack/messages")
     k3s.play(**wishes, skypilot_reaper_dry_run=False, skypilot_reaper_spare=["train"])
     assert f"warn ada-cli: lost-{users['ada']}-head" in reap() and there() == set(pods)
-    assert "its card does nothing" in k3s.root("cat /run/labrack/messages/ben")
+    assert re.search(wrong, k3s.root("cat /run/labrack/messages/ben"))
     later = (
         "import json; p='/var/lib/skypilot/reaper.json'; d=json.load(open(p)); "
         "[w.update(since=9e3, warned=w['warned'] - 9e3) for w in d['watches'].values() if w['warned']]; "
         "json.dump(d, open(p, 'w'))"
     )
-    k3s.root(f'python3 -c "{later}"')
-    told = reap()
-    assert "end ben: stuck was ended" in told and f"the pod lost-{users['ada']}-head was deleted" in told, told
+
+    def reap_later() -> str:
+        k3s.root(f'python3 -c "{later}"')
+        reap()
+        return said()
+
+    ends = "end ben: stuck was ended", f"the pod lost-{users['ada']}-head was deleted"
+    # once more where the server has changed its mind
+    until("both are ended", reap_later, lambda told: all(end in told for end in ends), 240)
     # another server's pod, and one whose card computes
     assert there() == {f"train-{users['ada']}", "alien-ffff9999"}
     assert "stuck" not in {one["name"] for one in k3s.sky("ada", "status --all-users -o json")}
