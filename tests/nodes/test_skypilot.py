@@ -776,6 +776,8 @@ def test_what_pods_write_belongs_to_who_launched(k3s: Desk) -> None:
 
 
 def test_no_file_of_a_pod_makes_anybody_root(k3s: Desk) -> None:
+    # the reaper's settings of the test before go
+    k3s.play(**INFRA)
     k3s.root("cp /usr/bin/id /scratch/rootly && chmod 4755 /scratch/rootly && cp -p /scratch/rootly /srv/rootly")
 
     def runs_as(path: str) -> str:
