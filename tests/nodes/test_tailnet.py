@@ -347,7 +347,8 @@ def test_new_head_gets_its_tailnet_back(joined: TailnetLab, tmp_path: Path) -> N
         )
         for host, (_, _, addresses, _) in before["nodes"].items():
             assert joined.address(host) in addresses
-        assert all(joined.reaches("admin", f"{host}.{DOMAIN}") for host in ("head", "node1", "desk"))
+        reached = {f"{host}.{DOMAIN}" for host in ("head", "node1", "desk")}
+        until("all are reached", lambda: {name for name in reached if joined.reaches("admin", name)}, reached.__eq__)
         assert set(closet.play("labrack.infra.closet").changed.values()) == {0}
     finally:
         closet.play("labrack.infra.closet", "--tags", "lab_backup", *head, **backup, lab_backup_state="absent")
