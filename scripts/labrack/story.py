@@ -118,7 +118,7 @@ class Story:
         work = f"echo loss 0.31, by $USER on $(hostname) > {CHECKPOINT}; sleep 600"
         printed = self._do("ada", f"sbatch --job-name=train --gres={gres} --wrap '{work}'")
         expect(re.search(r"Submitted batch job \d+", printed), "ada's job is accepted", printed)
-        until("ada's job runs", self._status, lambda seen: _states(seen) == {"ada": "running"})
+        until("ada's job runs", self._status, lambda seen: states(seen) == {"ada": "running"})
 
     def _share(self) -> None:
         self._tell(
@@ -216,5 +216,6 @@ class Story:
             self.console.print(Text("  ").append_text(line), soft_wrap=True)
 
 
-def _states(seen: status.Cluster) -> dict[str, str]:
+def states(seen: status.Cluster) -> dict[str, str]:
+    """The state of each user's job, of who has several the last one's."""
     return {job.user: job.state for job in seen.jobs}

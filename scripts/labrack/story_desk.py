@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from . import status
-from .story import QUEUE, Story, expect, until
+from .story import QUEUE, Story, expect, states, until
 
 DESK = "desk"
 #: What ada's task leaves.
@@ -61,7 +60,7 @@ class DeskStory(Story):
     def _give_back(self) -> None:
         self._tell("Ada gives her card back, and Ben's turn comes by itself:")
         self._do("ada", "sky down -y train", LAUNCH, "Terminating|terminated")
-        until("ben runs", self._status, lambda seen: _states(seen) == {"ben": "running"}, LAUNCH)
+        until("ben runs", self._status, lambda seen: states(seen) == {"ben": "running"}, LAUNCH)
         self._do("ben", QUEUE)
 
     def _clear(self) -> None:
@@ -73,7 +72,3 @@ class DeskStory(Story):
                 self.ssh.run(f"{user}@{DESK}", "sky down -y --all", timeout=LAUNCH)
         self.ssh.output(f"root@{DESK}", f"scancel -u ada && scancel -u ben && rm -f {RESULT}")
         until("an empty queue", self._status, lambda seen: not seen.jobs, LAUNCH)
-
-
-def _states(seen: status.Cluster) -> dict[str, str]:
-    return {job.user: job.state for job in seen.jobs}

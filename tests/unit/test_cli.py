@@ -255,6 +255,12 @@ def test_tailnet_without_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_is_made")
+def test_tailnet_under_a_desk() -> None:
+    done = labrack_command("demo", "up", "--tailnet", "--tier", "under_desk")
+    assert done.exit_code == 1 and "Leave one of them out" in done.stderr
+
+
+@pytest.mark.usefixtures("nothing_is_made")
 def test_tailnet_on_a_system_without_its_packages() -> None:
     done = labrack_command("demo", "up", "--tailnet", "--system", "ubuntu2404")
     assert done.exit_code == 1

@@ -8,8 +8,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import yaml
 
-from labrack.testnode import wheels
+from labrack.testnode import skypilot, wheels
 
 PINS = """# a comment
 six==1.17.0 \\
@@ -24,6 +25,12 @@ def test_only_what_counts_for_the_python_is_wanted() -> None:
     text = PINS.format(sum="a" * 64, other="b" * 64)
     assert wheels.needed(text, "3.13") == {"six==1.17.0": {"a" * 64, "b" * 64}}
     assert list(wheels.needed(text, "3.10")) == ["six==1.17.0", "tomli==2.2.1"]
+
+
+def test_the_demos_uv_is_that_of_the_role() -> None:
+    role = yaml.safe_load((Path(__file__).parents[2] / "roles/baseline/defaults/main.yml").read_text())
+    pinned = {f"uv=={role['baseline_uv_version']}": set(role["baseline_uv_sha256"].values())}
+    assert wheels.needed(skypilot.UV, "3.13") == pinned
 
 
 def test_a_kept_file_with_the_right_sum_is_taken_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,16 +59,18 @@ def simple_index(folder: Path, python: str, requirements: str, say: Say = print)
     kept = cache() / python
     kept.mkdir(parents=True, exist_ok=True)
     with one_at_a_time("wheels"):
-        missing = {line: sums for line, sums in wanted.items() if not sums & _sums(kept, line).keys()}
+        there = {line: _sums(kept, line) for line in wanted}
+        missing = {line: sums for line, sums in wanted.items() if not sums & there[line].keys()}
         if missing:
             say(f"Fetching {len(missing)} Python packages")
             _fetch(kept, python, missing)
+            there |= {line: _sums(kept, line) for line in missing}
         index = folder / "simple"
         for line, sums in wanted.items():
             name = Requirement(line).name.lower().replace("_", "-")
             project = index / name
             project.mkdir(parents=True, exist_ok=True)
-            files = [file for sum, file in _sums(kept, line).items() if sum in sums]
+            files = [file for sum, file in there[line].items() if sum in sums]
             for file in files:
                 shutil.copyfile(file, project / file.name)
             links = [f'<a href="{file.name}">{file.name}</a>\n' for file in sorted(project.iterdir())]
