@@ -114,9 +114,9 @@ def cards(desk: Closet, index: int, **values: Any) -> None:
 
 def look(desk: Closet, count: int = 1) -> None:
     """Have the timer's service look, as it does each minute; its words are in the journal."""
-    # the timer itself might add a look of its own, and systemd would take so many starts for a loop
-    one = "systemctl reset-failed labrack-gpu-watch; systemctl start labrack-gpu-watch || exit 1"
-    loop = f"for i in $(seq {count}); do {one}; done"
+    # the timer itself might add a look of its own, and systemd would take so many starts, of both, for a loop
+    again = "systemctl reset-failed labrack-gpu-watch.service labrack-gpu-watch.timer"
+    loop = f"for i in $(seq {count}); do {again}; systemctl start labrack-gpu-watch || exit 1; done"
     desk.root("desk", f"systemctl stop labrack-gpu-watch.timer; {loop}; systemctl start labrack-gpu-watch.timer")
 
 
