@@ -82,8 +82,6 @@ DESK_VARIABLES: Mapping[str, Any] = {
     "lab_orchestrator": "slurm",
     "container_toolkit_state": "absent",
     "skypilot_infra": {"slurm": [{"name": DESK, "time": "1:00:00"}]},
-    # a launch on Slurm adds a key to its user's
-    "lab_users_keys_exclusive": False,
     "skypilot_index_url": f"file://{INDEX}",
 }
 DESK_GROUPS = [group for group in GROUPS if group != "nfs_server"] + ["skypilot"]

@@ -106,6 +106,16 @@ def test_a_launch_is_the_researchers_own_job(lab: Closet) -> None:
     assert "ada\n" in done.stdout and "GPU 0" in done.stdout and "/checkpoints" in done.stdout, done.stdout[-5000:]
     assert lab.root(HEAD, "stat --format=%U /checkpoints/ada-result").strip() == "ada"
     assert ("ada", "RUNNING") in queue(lab)
+    # the key by which SkyPilot reaches the job is ada's, and nobody takes it away
+    key = lab.root(HEAD, "tail -n 1 /home/ada/.ssh/authorized_keys")
+    assert key.startswith("ssh-rsa ") and key.strip() in lab.root(
+        HEAD, "cat /var/lib/skypilot/.sky/clients/*/ssh/*.pub"
+    )
+    lab.root(HEAD, f"echo '{key.strip()}' >>/home/ben/.ssh/authorized_keys")
+    again = lab.play("labrack.infra.closet", "--tags", "lab_users")
+    assert again.changed == {HEAD: 1, WORKER: 0}, again.messages
+    assert lab.root(HEAD, "grep -lF 'ssh-rsa ' /home/*/.ssh/authorized_keys") == "/home/ada/.ssh/authorized_keys\n"
+    assert lab.root(HEAD, "tail -n 1 /home/ada/.ssh/authorized_keys") == key
 
 
 def reap(lab: Closet) -> str:

@@ -226,6 +226,20 @@ def test_a_ledger_is_of_what_is_there_and_for_its_owner_alone(tmp_path: Path, le
     assert "sha256" not in items["secret"] and "sha256" in items["keys"]
 
 
+def test_lines_that_something_else_writes_are_no_drift_where_they_are_known(tmp_path: Path, ledger: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text("ours\nlaunch\n")
+    with managed.collected() as noted:
+        managed.note("file", str(path), how=managed.TEXT, without=[managed.digest("launch")])
+    managed_observe.record("role", noted, ledger)
+    assert found_in(ledger) == []
+    path.write_text("ours\n")
+    assert found_in(ledger) == []
+    for text in ("ours\nlaunch\nforeign\n", "launch\n", "ours changed\nlaunch\n"):
+        path.write_text(text)
+        assert found_in(ledger) == [("keys", "content changed")]
+
+
 def test_it_is_written_when_it_differs_and_its_time_is_the_last_runs(tmp_path: Path, ledger: str) -> None:
     kept(tmp_path, ledger)
     file = Path(ledger, "role.json")

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from ansible_collections.labrack.infra.plugins.module_utils import users_plan
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, observe_file
-from ansible_collections.labrack.infra.plugins.module_utils.users_plan import Account, Group, Node, Registry
+from ansible_collections.labrack.infra.plugins.module_utils.users_plan import Account, Group, Node, Registry, User
 from ansible_collections.labrack.infra.plugins.modules import lab_users
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKg3v7x0Zl9d4cXkFtJ0k1cYp3mUqQH2N5oB8rWwT6eS"
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHr0Zl9d4cXkFtJ0k1cYp3mUqQH2N5oB8rWwT6eSKg3v laptop"
+LAUNCH_KEY = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQDlaunch"
 #: A fresh machine: an admin, and a system group into which the admin put people by hand.
 FRESH = Node(
     accounts={"root": Account(0, 0, "/root"), "admin": Account(1000, 1000, "/home/admin")},
@@ -138,7 +139,7 @@ def registries(draw: st.DrawFn) -> Registry:
         user["state"] = draw(st.sampled_from(["present", "present", "present", "locked", "absent"]))
         user["expires"] = draw(st.sampled_from([None, None, "2027-03-31", "2028-01-01"]))
         users.append(user)
-    return Registry.read(users, groups)
+    return Registry.read(users, groups, {name: [LAUNCH_KEY] for name in draw(st.sets(st.sampled_from(["ada", "bob"])))})
 
 
 #: What may be in the way of those who shall go, and which shared directories another host fills.
@@ -185,6 +186,14 @@ def test_any_registry_after_any_other(
             assert held_keys == []
         else:
             assert set(user.keys) <= set(held_keys) and (not exclusive or held_keys == list(user.keys))
+            # a launch adds its key at the end, whatever is there
+            there = node.keys.get(user.name, FileState("", "0600", user.name, user.group))
+            launched = replace(node, keys={**node.keys, user.name: replace(there, text=f"{there.text}{LAUNCH_KEY}\n")})
+            changes = users_plan.plan(launched, then, exclusive, subids)
+            if there.text and user.kept:
+                assert changes == []
+            elif exclusive:
+                assert [change.step for change in changes] == [("keys", user.name)]
         for file in users_plan.SUBID_FILES if subids else ():
             assert users_plan.wanted_range(user) in users_plan.read_subids(node.subids[file].text)
     text = node.sudoers.text if node.sudoers else ""
@@ -294,6 +303,25 @@ def test_keys_that_are_there_stay_unless_exclusive() -> None:
     alone = users_plan.wanted_keys(node, admin, exclusive=True)
     assert alone is not None and alone.text == users_plan.KEYS_HEADER + KEY + "\n" + OTHER_KEY + "\n"
     assert users_plan.wanted_keys(node, replace(admin, keys=()), exclusive=True) is None
+
+
+def test_a_launchs_key_stays_where_it_is_and_for_whom_it_is() -> None:
+    (ada,) = registry([{"name": "ada", "uid": 2001, "keys": [KEY]}]).users
+    ada = replace(ada, kept=(LAUNCH_KEY,))
+    own = users_plan.KEYS_HEADER + KEY + "\n"
+
+    def wanted(text: str | None, user: User = ada) -> str | None:
+        keys = {} if text is None else {"ada": FileState(text, "0600", "ada", "ada")}
+        file = users_plan.wanted_keys(replace(FRESH, keys=keys), user, exclusive=True)
+        return file.text if file else None
+
+    assert wanted(None) == own, "none is added"
+    assert wanted(own) == own
+    assert wanted(f"{own}{OTHER_KEY}\n{LAUNCH_KEY}\n") == f"{own}{LAUNCH_KEY}\n"
+    assert wanted(f'{own}command="x" {LAUNCH_KEY} of mine\n{LAUNCH_KEY}\n') == f"{own}{LAUNCH_KEY}\n"
+    assert wanted(f"{own}{LAUNCH_KEY}\n", replace(ada, kept=())) == own
+    assert wanted(f"{own}{LAUNCH_KEY}\n", replace(ada, locked=True)) is None
+    assert wanted(own, replace(ada, kept=(KEY,))) == own, "a key that is the registry's as well is there once"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user needs root")

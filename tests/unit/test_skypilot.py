@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_config as files
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_keys
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_observe as observe
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_units as units
@@ -82,7 +83,7 @@ def converged(wanted: Wanted) -> Observed:
     found[files.ADMIN_PASSWORD] = FileState(CANARY, "0600")
     found[files.RECORD] = FileState(json.dumps({"packages": []}) + "\n", "0600")
     digest = files.digest("sky_token")
-    made = {person.name: Made(f"t-{person.name}", digest) for person in wanted.people}
+    made = {person.name: Made(f"t-{person.name}", digest, accounts=(person.name, "sa")) for person in wanted.people}
     accounts = {person.name: Account(person.name, person.role) for person in wanted.people}
     return Observed(
         files=found,
@@ -217,6 +218,46 @@ def test_people_come_go_and_change() -> None:
     assert steps == [("token", "ada"), ("role", "ben"), ("token-role", "ben"), ("drop", "old")]
     locked = replace(seen, made={**seen.made, "old": Made(locked=True)})
     assert ("drop", "old") not in [change.step for change in planner.plan(locked, wanted)]
+
+
+def test_numbers_by_which_people_launch_are_remembered() -> None:
+    wanted = read_wanted(params())
+    seen = converged(wanted)
+    older = replace(seen, made={**seen.made, "ada": replace(seen.made["ada"], accounts=())})
+    assert [change.step for change in planner.plan(older, wanted)] == [("note", "ada")]
+    # another token brings its own
+    other = replace(older, homes={**seen.homes, "ada": Home(True, "", True, "another", wanted.endpoint)})
+    assert [change.step for change in planner.plan(other, wanted)] == [("token", "ada")]
+    assert planner.read_people(planner.people_text(seen.made)) == seen.made
+
+
+def test_keys_of_launches_are_read_as_keys_alone(tmp_path: Path) -> None:
+    people = tmp_path / skypilot_keys.PEOPLE.lstrip("/")
+    clients = tmp_path / skypilot_keys.HOME.lstrip("/") / ".sky/clients"
+    assert skypilot_keys.launch_keys(tmp_path) == {}
+    made = {
+        "ada": Made("t", "d", accounts=("1a2b3c4d", "sa-0123456789abcdef")),
+        "ben": Made("t", "d", accounts=("5e6f7a8b",)),
+        "cy": Made("t", "d", accounts=("../../../etc", "")),
+        "eva": Made("t", "d"),
+    }
+    people.parent.mkdir(parents=True)
+    people.write_text(planner.people_text(made))
+    key = "ssh-rsa AAAAB3NzaC1yc2E+/launch="
+    for number, text in (
+        ("1a2b3c4d", f"{key}\n"),
+        ("sa-0123456789abcdef", key.replace("launch", "token")),
+        ("5e6f7a8b", f'command="x" {key}\n'),
+        ("../../../etc", key),
+    ):
+        (clients / number / "ssh").mkdir(parents=True, exist_ok=True)
+        (clients / number / "ssh/sky-key.pub").write_text(text)
+    assert skypilot_keys.launch_keys(tmp_path) == {"ada": [key, key.replace("launch", "token")]}
+    (clients / "5e6f7a8b/ssh/sky-key.pub").write_text(f"{key}\n{key}\n")
+    assert "ben" not in skypilot_keys.launch_keys(tmp_path)
+    for damaged in ("{", "[]", '{"ada": 1}', '{"ada": {"accounts": 1}}', '{"ada": {}}'):
+        people.write_text(damaged)
+        assert skypilot_keys.launch_keys(tmp_path) == {}
 
 
 def test_a_home_that_is_open_or_names_another_server_is_mended() -> None:

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.labrack.infra.plugins.filter.lab_places import busy_elsewhere, lab_places
+from ansible_collections.labrack.infra.plugins.filter.lab_places import busy_elsewhere, lab_places, launch_keys
 from ansible_collections.labrack.infra.plugins.module_utils import uid_registry
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
 from ansible_collections.labrack.infra.plugins.module_utils.rules_users import expiry_words
@@ -206,3 +206,12 @@ def test_who_works_elsewhere_can_not_go() -> None:
     busy = busy_elsewhere(users, "head", groups, {"head": seen, "node1": seen, "node2": {}})
     assert busy == {"ada": ["2 processes on node1", "node2 was not read in this run"]}
     assert busy_elsewhere(users[1:], "head", groups, {}) == {}
+
+
+def test_keys_of_servers_are_those_of_the_hosts_that_were_read() -> None:
+    def host(**keys: list[str]) -> dict[str, Any]:
+        return {"ansible_facts": {"labrack_node": {"launch_keys": keys}}}
+
+    hostvars = {"desk": host(ada=["a"]), "head": host(ada=["b"], ben=["c"]), "node1": host(eva=["d"]), "new": {}}
+    assert launch_keys({"skypilot": ["desk", "head", "new"]}, hostvars) == {"ada": ["a", "b"], "ben": ["c"]}
+    assert launch_keys({"lab_head": ["head"]}, hostvars) == {}

@@ -1,6 +1,6 @@
 # Copyright: labrack contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The filters lab_places and busy_elsewhere: what the lab as a whole says about a host's people."""
+"""The filters lab_places, busy_elsewhere and launch_keys: what the lab as a whole says about a host's people."""
 
 from __future__ import annotations
 
@@ -61,9 +61,19 @@ def busy_elsewhere(
     return found
 
 
+def launch_keys(groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return by user name the keys that SkyPilot's servers put into their users' files; those not read have none."""
+    found: dict[str, list[str]] = {}
+    for host in groups.get("skypilot", ()):
+        node = (hostvars[host].get("ansible_facts") or {}).get("labrack_node") or {}
+        for name, keys in node.get("launch_keys", {}).items():
+            found.setdefault(name, []).extend(keys)
+    return found
+
+
 class FilterModule:
     """Ansible's entry to the filters of this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"lab_places": lab_places, "busy_elsewhere": busy_elsewhere}
+        return {"lab_places": lab_places, "busy_elsewhere": busy_elsewhere, "launch_keys": launch_keys}

@@ -3,8 +3,9 @@
 """What labrack manages on a node: planners note it while they plan, and later it is compared with the node.
 
 Pure. A *ledger* is the text of what one module manages. Something managed has a kind (one of :data:`KINDS`), a name,
-and attributes as the last run left them, in the form of ``managed_observe.look``. Two of them say how it is looked at:
-``how`` a file is, see :data:`STAT`, and ``among`` which groups of a user, or which users of a group.
+and attributes as the last run left them, in the form of ``managed_observe.look``. Three of them say how it is looked
+at: ``how`` a file is, see :data:`STAT`, ``without`` which of its lines, and ``among`` which groups of a user, or which
+users of a group.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TEXT = "text"
 #: Of a file that others write to as well, only these lines count.
 LINES = "lines"
 #: What says how something is looked at.
-_HOW = frozenset({"how", "among"})
+HOW = frozenset({"how", "without", "among"})
 SCHEMA = 1
 
 #: Attributes by kind and name.
@@ -122,7 +123,7 @@ def compare(managed: Managed, seen: Managed) -> list[Drift]:
             found.append(Drift(kind, name, _GONE.get(kind, "removed")))
             continue
         wanted = managed[kind, name]
-        keys = [key for key in wanted if key not in _HOW and key in there and there[key] != wanted[key]]
+        keys = [key for key in wanted if key not in HOW and key in there and there[key] != wanted[key]]
         if "type" in keys:
             keys = ["type"]
         if keys:

@@ -55,7 +55,7 @@ def record(name: str, noted: Managed, folder: str = FOLDER) -> None:
         if key[0] not in CHEAP:
             items[key] = attributes
         elif key in there:
-            how = {name: attributes[name] for name in ("how", "among") if name in attributes}
+            how = {name: attributes[name] for name in managed.HOW if name in attributes}
             items[key] = dict(there[key], **how)
     if not items:
         forget([name], folder)
@@ -157,6 +157,10 @@ def look_path(path: str, attributes: Mapping[str, Any]) -> Attributes:
     if how == managed.LINES:
         there = {managed.digest(line) for line in content.decode("utf-8", "replace").splitlines()}
         return {**found, "lines": sorted(there & set(attributes["lines"]))}
+    if attributes.get("without"):
+        lines = content.decode("utf-8", "surrogateescape").splitlines(keepends=True)
+        kept = [line for line in lines if managed.digest(line.rstrip("\n")) not in attributes["without"]]
+        content = "".join(kept).encode("utf-8", "surrogateescape")
     return {**found, "sha256": hashlib.sha256(content).hexdigest()}
 
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ansible_collections.labrack.infra.plugins.module_utils import hardware_observe, mount_observe
+from ansible_collections.labrack.infra.plugins.module_utils import hardware_observe, mount_observe, skypilot_keys
 from ansible_collections.labrack.infra.plugins.module_utils.driver_observe import (
     DRIVER_PACKAGES,
     observe_driver,
@@ -136,6 +136,7 @@ def observe_node(
         "users": users(),
         "groups": groups(),
         "subids": subids(root),
+        "launch_keys": skypilot_keys.launch_keys(root),
         "processes": processes(root),
         "packages": {name: installed[name] for name in packages if name in installed},
         "time_sync": time_sync(root),

@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.labrack.infra.plugins.module_utils import skypilot_keys
 from ansible_collections.labrack.infra.plugins.module_utils.headscale_plan import config_text, merged
 from ansible_collections.labrack.infra.plugins.module_utils.k3s_plan import accelerator
 
 USER = "skypilot"
-HOME = "/var/lib/skypilot"
+HOME = skypilot_keys.HOME
 #: Who runs nginx in front of the server: nobody else's web pages share it, as what it may reach trusts it.
 PROXY_USER = "skypilot-proxy"
 #: Whom the server logs in as on this host, to submit to Slurm; the server's own user has no shell.
@@ -45,8 +46,7 @@ CERT, CERT_KEY = f"{ETC}/server.crt", f"{ETC}/server.key"
 ADMIN_PASSWORD = f"{ETC}/admin-password"
 POLICY_SETTINGS = "/etc/labrack/skypilot_policy.json"
 WRAPPER = "/usr/local/bin/sky"
-#: What the role has made on the server, so that it takes back that alone; no token is in it.
-PEOPLE = "/var/lib/labrack/skypilot/people.json"
+PEOPLE = skypilot_keys.PEOPLE
 RECORD = "/var/lib/labrack/skypilot-role.json"
 BACKUPS = f"{HOME}/before-upgrade"
 #: Where a system looks for authorities of its own, and what makes it read them.

@@ -200,11 +200,15 @@ class Home:
 
 @dataclass(frozen=True)
 class Made:
-    """What the role made for somebody: the token's number on the server, its SHA-256, and whether it was locked."""
+    """What the role made for somebody: the token's number on the server, its SHA-256, and whether it was locked.
+
+    ``accounts`` are the numbers by which the server knows who launches: that of the account, and of the token.
+    """
 
     token: str = ""
     digest: str = ""
     locked: bool = False
+    accounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -590,9 +594,12 @@ def plan_people(state: Observed, wanted: Wanted) -> list[Change]:
         if token is not None and token.role != person.role:
             what = f"{token.role or 'no role'} → {person.role}"
             changes.append(Change(f"account {cli}", what, step=("token-role", person.name)))
+        stale = token is None or made.token != token.token or not made.digest or home.token != made.digest
+        numbered = person.name not in state.made or made.accounts == numbers_of(account, token)
+        if account and not numbered and not (home.there and stale):
+            changes.append(Change(f"account {person.name}", "its number is remembered", step=("note", person.name)))
         if not home.there:
             continue
-        stale = token is None or made.token != token.token or not made.digest or home.token != made.digest
         if stale:
             what = "a token in the home (not shown)"
             changes.append(Change(f"login of {person.name}", what, step=("token", person.name)))
@@ -603,6 +610,11 @@ def plan_people(state: Observed, wanted: Wanted) -> list[Change]:
         if name not in names and there and not made.locked:
             changes.append(Change(f"account {name}", "removed, no longer in the inventory", step=("drop", name)))
     return changes
+
+
+def numbers_of(*accounts: Account | None) -> tuple[str, ...]:
+    """Return the numbers of those of the accounts that there are."""
+    return tuple(account.number for account in accounts if account)
 
 
 def record_file(state: Observed, wanted: Wanted) -> FileState:
@@ -626,7 +638,12 @@ def read_people(text: str | None) -> dict[str, Made]:
     """Return what was made for whom; SkypilotError for a damaged file."""
     try:
         return {
-            str(name): Made(str(entry["token"]), str(entry["digest"]), bool(entry["locked"]))
+            str(name): Made(
+                str(entry["token"]),
+                str(entry["digest"]),
+                bool(entry["locked"]),
+                tuple(str(number) for number in entry.get("accounts", ())),
+            )
             for name, entry in json.loads(text or "{}").items()
         }
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -636,7 +653,8 @@ def read_people(text: str | None) -> dict[str, Made]:
 def people_text(made: Mapping[str, Made]) -> str:
     """Return the text of the file of what was made for whom."""
     document = {
-        name: {"token": one.token, "digest": one.digest, "locked": one.locked} for name, one in sorted(made.items())
+        name: {"token": one.token, "digest": one.digest, "locked": one.locked, "accounts": list(one.accounts)}
+        for name, one in sorted(made.items())
     }
     return json.dumps(document, indent=2) + "\n"
 

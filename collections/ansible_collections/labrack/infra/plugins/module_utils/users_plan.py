@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import managed
@@ -59,6 +60,8 @@ class User:
     locked: bool = False
     absent: bool = False
     expires: str = ""
+    #: keys that are not the registry's and stay where they are, as SkyPilot's launches put them there
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,16 @@ class Registry:
     shared: frozenset[str] = frozenset()
 
     @classmethod
-    def read(cls, users: list[dict[str, Any]], groups: list[dict[str, Any]]) -> Registry:
-        """Return the registry in the inventory's ``lab_users`` and ``lab_groups``, already of the right types."""
+    def read(
+        cls,
+        users: list[dict[str, Any]],
+        groups: list[dict[str, Any]],
+        kept: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> Registry:
+        """Return the registry in the inventory's ``lab_users`` and ``lab_groups``, already of the right types.
+
+        ``kept`` are the keys of each user, by name, that stay where something else put them.
+        """
         named = {group["name"]: group["gid"] for group in groups}
         people = tuple(
             User(
@@ -87,6 +98,7 @@ class Registry:
                 locked=user.get("state") in LEFT,
                 absent=user.get("state") == "absent",
                 expires=user.get("expires") or "",
+                kept=tuple(kept.get(user["name"]) or ()),
             )
             for user in users
         )
@@ -313,12 +325,15 @@ def keys_path(node: Node, user: User) -> str:
 
 
 def wanted_keys(node: Node, user: User, exclusive: bool) -> FileState | None:
-    """Return the user's authorized keys: only the registry's, or these added to what is there. None for no file."""
+    """Return the user's authorized keys, None for no file.
+
+    ``exclusive``: the registry's alone, and of those that are kept what is there. Otherwise these are added.
+    """
     there = node.keys.get(user.name)
     if user.locked:
         return None
     if exclusive or there is None:
-        lines = list(user.keys)
+        lines = [*user.keys, *kept_keys(there, user)]
         text = KEYS_HEADER + "".join(f"{line}\n" for line in lines) if lines else ""
     else:
         lines = there.text.splitlines()
@@ -326,6 +341,13 @@ def wanted_keys(node: Node, user: User, exclusive: bool) -> FileState | None:
         lines += [key for key in user.keys if _key_body(key) not in known]
         text = "".join(f"{line}\n" for line in lines)
     return FileState(text, "0600", user.name, user.group) if text else None
+
+
+def kept_keys(there: FileState | None, user: User) -> list[str]:
+    """Return the keys that something else has put into a user's file and that stay."""
+    bodies = {_key_body(line) for line in (there.text if there else "").splitlines()}
+    own = {_key_body(key) for key in user.keys}
+    return [key for key in dict.fromkeys(user.kept) if _key_body(key) in bodies - own]
 
 
 def _key_body(line: str) -> str:
@@ -471,7 +493,9 @@ def plan(node: Node, registry: Registry, keys_exclusive: bool = True, subids: bo
             keys = plan_file(keys_path(node, user), node.keys.get(user.name), wanted, part=part)
             if wanted is not None and keys_exclusive:
                 # what nobody but its owner may read is no secret here
-                managed.note("file", keys_path(node, user), how=managed.TEXT)
+                kept = kept_keys(node.keys.get(user.name), user)
+                without = {"without": sorted(map(managed.digest, kept))} if kept else {}
+                managed.note("file", keys_path(node, user), how=managed.TEXT, **without)
             changes += [replace(change, step=("keys", user.name)) for change in keys]
     for file in SUBID_FILES if subids else ():
         ranges = [wanted_range(user) for user in registry.users if not user.locked]

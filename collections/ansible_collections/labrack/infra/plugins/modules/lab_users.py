@@ -104,6 +104,12 @@ options:
       - Whether the users' authorized keys are these and no others. Otherwise missing ones are added, none is removed.
     type: bool
     default: true
+  kept_keys:
+    description:
+      - Public keys that stay in a user's authorized keys when something else has put them there, as lists by user name.
+        None is added.
+    type: dict
+    default: {}
   subids:
     description:
       - Whether everybody gets a range of 65536 numbers for rootless containers in C(/etc/subuid) and C(/etc/subgid),
@@ -273,6 +279,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "options": {"name": {"type": "str", "required": True}, "gid": {"type": "int", "required": True}},
     },
     "keys_exclusive": {"type": "bool", "default": True, "no_log": False},
+    "kept_keys": {"type": "dict", "default": {}, "no_log": False},
     "subids": {"type": "bool", "default": True},
     "archive": {"type": "str"},
     "busy": {"type": "dict", "default": {}},
@@ -574,7 +581,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     params = module.params
-    registry = Registry.read(params["users"], params["groups"])
+    registry = Registry.read(params["users"], params["groups"], params["kept_keys"])
     elsewhere = tuple(one["path"] for one in params["directories"] if not one["makes"])
     seen = Node()
     held: dict[str, tuple[str, ...]] = {}

@@ -273,6 +273,12 @@ ansible_facts:
           returned: always
           type: list
           elements: dict
+        launch_keys:
+          description:
+            - The public keys with which SkyPilot's server on this host reaches the jobs that it launches, as lists by
+              user name. Empty without one, and for users who aren't root.
+          returned: always
+          type: dict
         processes:
           description: How many processes each user has, by UID as text, for UIDs from 1000 to 60000.
           returned: always

@@ -175,6 +175,7 @@ import socket
 import sqlite3
 import tempfile
 import time
+from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -626,7 +627,7 @@ class Host:
             if observe.observe_home(name).there:
                 observe.write_home(name, {"dashboard-password": f"{password}\n"})
             ask("POST", "/users/create", {"username": name, "password": password, "role": person.role})
-        self._note(name, self._made().get(name, Made()))
+        self._note(name)
 
     def _role(self, name: str) -> None:
         ask("POST", "/users/update", {"user_id": known()[name].number, "role": self._person(name).role})
@@ -701,9 +702,12 @@ class Host:
     def _made() -> dict[str, Made]:
         return planner.read_people(read_text(config.PEOPLE))
 
-    def _note(self, name: str, made: Made) -> None:
+    def _note(self, name: str, made: Made | None = None) -> None:
+        """Remember what was made for somebody, by default what was before, and their numbers on the server."""
         everybody = self._made()
-        everybody[name] = made
+        token = (observe.tokens(self._password()) or {}).get(name + config.CLI)
+        numbers = planner.numbers_of(known().get(name), token)
+        everybody[name] = replace(made or everybody.get(name, Made()), accounts=numbers)
         self._store(everybody)
 
     @staticmethod
