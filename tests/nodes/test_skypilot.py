@@ -241,14 +241,17 @@ def desk(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     [
         (
             {"skypilot_infra": {"kubernetes": [{"name": "lab", "kubeconfig": "/etc/kube.yaml", "context": "prod"}]}},
-            "context is prod, and /etc/kube.yaml has only default",
+            "[0].context = prod (desk): /etc/kube.yaml has only default",
         ),
-        ({"skypilot_infra": {"kubernetes": [{"name": "lab"}]}}, "k3s.yaml, and there is no such file"),
+        (
+            {"skypilot_infra": {"kubernetes": [{"name": "lab"}]}},
+            "[0].kubeconfig = /etc/rancher/k3s/k3s.yaml (desk): there is no such file",
+        ),
         ({"skypilot_users": [{"name": "ada", "password_hash": CANARY}]}, "not the hash of a password"),
         ({"skypilot_users": [{"name": "ada", "role": "boss"}]}, "boss"),
         ({"skypilot_infra": {"clouds": [{"name": "aws"}]}}, "a cloud without credentials"),
         ({"skypilot_infra": {"ssh_pools": {"pool": {"hosts": ["node1"]}}}}, "unpinned k3s"),
-        ({"skypilot_port": 46999}, "port 46999 is taken by a program of mallory"),
+        ({"skypilot_port": 46999}, "skypilot_port = 46999 (desk): port 46999 is taken by a program of mallory"),
         ({"skypilot_python": "/bin/false"}, "/bin/false does not run"),
     ],
 )
@@ -261,6 +264,9 @@ def test_what_is_wrong_is_refused_before_anything_changes(desk: Desk, variables:
     before = desk.root(TRACES)
     run = desk.play(ok=False, **variables)
     assert run.rc != 0 and words in run.output, run.output[-3000:]
+    # whatever the inventory is wrong about is known before the first role runs
+    started = "Converge the SkyPilot server" in [task.name for task in run.tasks]
+    assert started == ("skypilot_python" in variables)
     assert CANARY not in run.output
     assert desk.root(TRACES) == before
 

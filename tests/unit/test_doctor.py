@@ -24,7 +24,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from ansible_collections.labrack.infra.plugins.module_utils import doctor_judge, doctor_observe, doctor_ways
+from ansible_collections.labrack.infra.plugins.module_utils import (
+    doctor_judge,
+    doctor_observe,
+    doctor_ways,
+    sockets_observe,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.doctor_judge import ERROR, NOTE, OK, WARNING, Finding
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import Done
@@ -583,10 +588,15 @@ def tcp(*rows: str) -> str:
 def test_who_listens(tmp_path: Path) -> None:
     (tmp_path / "proc/net").mkdir(parents=True)
     (tmp_path / "proc/net/tcp").write_text(
-        tcp("   0: 0100007F:1AA1 00000000:0000 0A", "   1: 00000000:0016 00000000:0000 0A", "   2: 0100007F:0016 X 01")
+        tcp(
+            "   0: 0100007F:1AA1 00000000:0000 0A - - - 0",
+            "   1: 00000000:0016 00000000:0000 0A - - - 0",
+            "   2: 0100007F:0016 X 01 - - - 0",
+        )
     )
-    (tmp_path / "proc/net/tcp6").write_text(tcp("   0: 00000000000000000000000001000000:1AA1 X 0A"))
-    assert doctor_observe.listening(tmp_path) == {6817: ["127.0.0.1", "::1"], 22: ["0.0.0.0"]}
+    (tmp_path / "proc/net/tcp6").write_text(tcp("   0: 00000000000000000000000001000000:1AA1 X 0A - - - 1"))
+    assert sockets_observe.listening(tmp_path) == {6817: [("127.0.0.1", 0), ("::1", 1)], 22: [("0.0.0.0", 0)]}
+    assert sockets_observe.owners(tmp_path) == {6817: "daemon", 22: "root"}
 
 
 def test_a_service_that_stopped_is_told_from_one_that_never_ran(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.labrack.infra.plugins.module_utils import kubeconfig, skypilot_keys
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_config as files
-from ansible_collections.labrack.infra.plugins.module_utils import skypilot_keys
-from ansible_collections.labrack.infra.plugins.module_utils import skypilot_observe as observe
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan as planner
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_units as units
 from ansible_collections.labrack.infra.plugins.module_utils.finding import Inventory
@@ -413,7 +412,7 @@ def test_block_yaml_is_read_as_yaml_reads_it(tree: dict[str, Any]) -> None:
         # words that YAML 1.1 takes for truth are quoted by whoever writes them
         text = text.replace("'", '"')
     try:
-        read = files.read_block_yaml(text)
+        read = kubeconfig.read_block_yaml(text)
     except ValueError:
         # lists in lists are in no kubeconfig
         assert re.search(r"- -|- \?|\? ", text), text
@@ -499,12 +498,6 @@ def test_the_proxy_drops_what_a_client_says_of_itself() -> None:
     assert "$proxy_add_x_forwarded_for" not in text and "listen [::]:46443 ssl" in text
 
 
-def test_listening_ports_are_read(tmp_path: Path) -> None:
-    line = "   0: 0100007F:B5F4 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0\n"
-    (tmp_path / "tcp").write_text("  sl  local_address\n" + line + line.replace(" 0A ", " 01 ").replace("B5F4", "0016"))
-    assert observe.listening(str(tmp_path)) == {46580: "root"}
-
-
 # --- the rules ---
 
 
@@ -574,6 +567,57 @@ def test_one_host_is_the_server_and_has_memory() -> None:
     facts = {"users": [], "groups": [], "subids": [], "gpus": [], "memory_mib": 2000, "os": {}, "packages": []}
     small = replace(lab, facts={"desk": facts})
     assert [one for one in check_facts(small) if "too little for the server" in one.problem]
+
+
+@pytest.mark.parametrize(
+    ("entry", "seen", "key", "words"),
+    [
+        ({}, {"/k": ["default", "old"]}, "skypilot_infra.kubernetes[0].context", "/k has only default, old"),
+        ({}, {"/k": []}, "skypilot_infra.kubernetes[0].context", "/k has only none"),
+        ({}, {"/k": None}, "skypilot_infra.kubernetes[0].kubeconfig", "there is no such file"),
+        ({}, {"/k": ["prod"]}, "", ""),
+        # a file that can't be read is told by the role
+        ({}, {}, "", ""),
+        ({"context": None}, {"/k": ["default"]}, "", ""),
+        ({"kubeconfig": None}, {files.K3S_KUBECONFIG: None}, "skypilot_infra.kubernetes[0].kubeconfig", "no such file"),
+    ],
+)
+def test_contexts_are_looked_for_before_any_node_is_touched(
+    entry: dict[str, Any], seen: dict[str, Any], key: str, words: str
+) -> None:
+    infra = {"kubernetes": [{"name": "lab", "kubeconfig": "/k", "context": "prod", **entry}]}
+    lab = inventory(lab_orchestrator="none", skypilot_infra=infra)
+    lab = replace(lab, facts={"desk": {**DESK_FACTS, "kubeconfigs": seen}})
+    found = [one for one in check_facts(lab) if one.path[0] == "skypilot_infra"]
+    assert [one.key for one in found] == [key][: bool(key)]
+    assert all(words in one.problem for one in found)
+
+
+def test_a_k3s_that_this_run_brings_up_need_not_be_there() -> None:
+    infra = {"kubernetes": [{"name": "lab"}]}
+    for variables, told in (({}, 0), ({"k3s_state": "absent"}, 1)):
+        lab = inventory(lab_orchestrator="skypilot", skypilot_infra=infra, **variables)
+        lab = replace(lab, facts={"desk": {**DESK_FACTS, "kubeconfigs": {files.K3S_KUBECONFIG: None}}})
+        assert len([one for one in check_facts(lab) if "no such file" in one.problem]) == told
+
+
+@pytest.mark.parametrize(
+    ("who", "told"), [("mallory", True), (files.USER, False), (files.PROXY_USER, False), ("root", False), ("", False)]
+)
+def test_a_port_of_somebody_elses_is_seen_before_any_node_is_touched(who: str, told: bool) -> None:
+    for port, variables in (("46443", {}), ("46999", {"skypilot_port": 46999})):
+        lab = inventory(lab_orchestrator="none", **variables)
+        listeners = {port: who} if who else {}
+        lab = replace(lab, facts={"desk": {**DESK_FACTS, "listeners": {"22": "mallory", **listeners}}})
+        found = [one.problem for one in check_facts(lab) if one.key == "skypilot_port"]
+        assert found == [f"port {port} is taken by a program of {who}"][:told]
+
+
+def test_contexts_of_a_kubeconfig_are_names_alone(tmp_path: Path) -> None:
+    (tmp_path / "k.yaml").write_text(KUBECONFIG)
+    (tmp_path / "bad.yaml").write_text("contexts: [a, b]\n")
+    seen = kubeconfig.contexts(["/k.yaml", "/bad.yaml", "/gone.yaml"], tmp_path)
+    assert seen == {"/k.yaml": ["default"], "/gone.yaml": None}
 
 
 #: A node with cards, as far as rules look at it.

@@ -15,7 +15,6 @@ import selectors
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from ansible_collections.labrack.infra.plugins.module_utils import (
     mount_observe,
     nfs_client_plan,
     path_mtu,
+    sockets_observe,
 )
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import read_text, run
 from ansible_collections.labrack.infra.plugins.module_utils.nvidia_observe import Runner
@@ -45,8 +45,6 @@ SOURCE_PATIENCE, NAME_PATIENCE, PORT_PATIENCE = 10, 6.0, 3.0
 ASKED_AT_ONCE = 32
 PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SSH_PORT = 22
-#: State of a listening socket in /proc/net/tcp (include/net/tcp_states.h).
-_LISTEN = "0A"
 _CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
 
 
@@ -135,24 +133,6 @@ def without_credentials(text: str) -> str:
     return _CREDENTIALS.sub(r"\1", text)
 
 
-def listening(root: Path = ROOT) -> dict[int, list[str]]:
-    """Return the TCP ports that somebody listens on, with the addresses; "0.0.0.0" and "::" are all of them."""
-    found: dict[int, list[str]] = {}
-    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        for line in (read_text(root / "proc/net" / name) or "").splitlines()[1:]:
-            fields = line.split()
-            if len(fields) > 3 and fields[3] == _LISTEN:
-                address, _colon, port = fields[1].partition(":")
-                found.setdefault(int(port, 16), []).append(_address(address, family))
-    return found
-
-
-def _address(text: str, family: socket.AddressFamily) -> str:
-    """An address of /proc/net/tcp: words of 32 bits, each in the machine's byte order."""
-    words = [int(text[place : place + 8], 16) for place in range(0, len(text), 8)]
-    return socket.inet_ntop(family, b"".join(word.to_bytes(4, sys.byteorder) for word in words))
-
-
 def ssh_port(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> int:
     """Return the port of this node's sshd: that of the connection above this process, else 22."""
     text = environ.get("SSH_CONNECTION", "")
@@ -176,7 +156,7 @@ def services(wanted: Iterable[Mapping[str, Any]], root: Path = ROOT, runner: Run
     ``installed``: its program is there; ``stopped``: its unit is enabled and has been started before, and is not
     active, in the ``state`` that systemd names.
     """
-    open_ports = listening(root)
+    open_ports = {port: [one.address for one in found] for port, found in sockets_observe.listening(root).items()}
     found = []
     for one in wanted:
         port = ssh_port(root) if one["service"] == "ssh" else int(one["port"])

@@ -19,7 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ansible_collections.labrack.infra.plugins.module_utils import hardware_observe, mount_observe, skypilot_keys
+from ansible_collections.labrack.infra.plugins.module_utils import (
+    hardware_observe,
+    kubeconfig,
+    mount_observe,
+    skypilot_keys,
+    sockets_observe,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.driver_observe import (
     DRIVER_PACKAGES,
     observe_driver,
@@ -87,6 +93,7 @@ def observe_node(
     smi_runner: Runner = run_smi,
     environ: Mapping[str, str] = os.environ,
     paths: Sequence[str] = (),
+    kubeconfigs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the facts of the module ``node_facts`` (its RETURN block has the schema)."""
     system = os_release(root)
@@ -136,6 +143,8 @@ def observe_node(
         "users": users(),
         "groups": groups(),
         "subids": subids(root),
+        "listeners": {str(port): name for port, name in sorted(sockets_observe.owners(root).items())},
+        "kubeconfigs": kubeconfig.contexts(kubeconfigs, root),
         "launch_keys": skypilot_keys.launch_keys(root),
         "processes": processes(root),
         "packages": {name: installed[name] for name in packages if name in installed},

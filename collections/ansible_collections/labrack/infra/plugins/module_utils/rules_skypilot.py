@@ -52,7 +52,36 @@ def check_skypilot_facts(host: str, inventory: Inventory) -> Iterator[Finding]:
         problem = f"it has {memory} MiB of memory, too little for the server"
         mend = f"put the server on a host with {config.LEAST_MEMORY_MIB} MiB or more"
         yield Finding(("host", host), "", problem, mend)
+    yield from _check_port(inventory.hosts[host], inventory.facts[host])
+    yield from _check_contexts(inventory.hosts[host], inventory.facts[host])
     yield from _check_schedulers(host, inventory)
+
+
+def _check_port(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield a program of somebody else's in the server's place; what is root's may be the server's own."""
+    port = parameters(variables)["port"]
+    who = (facts.get("listeners") or {}).get(str(port), "")
+    if who and who not in ("root", config.USER, config.PROXY_USER):
+        problem = f"port {port} is taken by a program of {who}"
+        yield Finding(("skypilot_port",), str(port), problem, "set it to another; ss -ltnp shows the program")
+
+
+def _check_contexts(variables: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield kubeconfigs and contexts that aren't on the server, unless this run is to bring k3s up."""
+    seen = facts.get("kubeconfigs") or {}
+    own = variables.get("lab_orchestrator") == "skypilot" and variables.get("k3s_state", "present") == "present"
+    for place, entry in enumerate((variables.get("skypilot_infra") or {}).get("kubernetes") or ()):
+        path, wanted = config.kubeconfig_of(entry), config.context_of(entry)
+        where = ("skypilot_infra", "kubernetes", place)
+        if path not in seen or (path == config.K3S_KUBECONFIG and own and seen[path] is None):
+            continue
+        known = seen[path]
+        if known is None:
+            mend = "bring Kubernetes up first, or correct the path"
+            yield Finding((*where, "kubeconfig"), shown(path), "there is no such file on the host", mend)
+        elif wanted not in known:
+            problem = f"{path} has only {', '.join(known) or 'none'}"
+            yield Finding((*where, "context"), shown(wanted), problem, "name one of these")
 
 
 def _check_schedulers(server: str, inventory: Inventory) -> Iterator[Finding]:

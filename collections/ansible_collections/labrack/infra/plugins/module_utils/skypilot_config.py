@@ -18,6 +18,7 @@ from typing import Any
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_keys
 from ansible_collections.labrack.infra.plugins.module_utils.headscale_plan import config_text, merged
 from ansible_collections.labrack.infra.plugins.module_utils.k3s_plan import accelerator
+from ansible_collections.labrack.infra.plugins.module_utils.kubeconfig import read_block_yaml
 
 USER = "skypilot"
 HOME = skypilot_keys.HOME
@@ -339,69 +340,14 @@ def infrastructure(infra: Mapping[str, Any], kubeconfig: str) -> dict[str, str]:
 # --- kubeconfig ------------------------------------------------------------------------------------------------------
 
 
-def read_block_yaml(text: str) -> Any:
-    """Return what a file holds that is JSON, or YAML as client-go writes it: blocks of scalars; ValueError else."""
-    stripped = text.lstrip()
-    if stripped.startswith("{"):
-        return json.loads(stripped)
-    lines = []
-    for line in text.splitlines():
-        if line.strip() and not line.lstrip().startswith("#") and line.strip() != "---":
-            lines.append((len(line) - len(line.lstrip(" ")), line.strip()))
-    value, rest = _block(lines, 0)
-    if rest != len(lines):
-        raise ValueError(f"can't be read from {lines[rest][1][:40]!r} on")
-    return value
-
-
-def _block(lines: list[tuple[int, str]], at: int) -> tuple[Any, int]:
-    if at >= len(lines):
-        return {}, at
-    indent = lines[at][0]
-    if lines[at][1].startswith("- ") or lines[at][1] == "-":
-        items = []
-        while at < len(lines) and lines[at][0] == indent and lines[at][1].startswith("-"):
-            inner = lines[at][1][1:].lstrip()
-            if inner.startswith("- ") or inner == "-":
-                raise ValueError(f"a form that is not read: {lines[at][1][:40]!r}")
-            # what follows the dash is the first line of a block of its own, one step in
-            lines[at] = (indent + 2, inner)
-            if re.match(r"""[^\s"'\[{][^:]*:(\s|$)""", inner):
-                item, at = _block(lines, at)
-            else:
-                item, at = _scalar(inner), at + 1
-            items.append(item)
-        return items, at
-    found: dict[str, Any] = {}
-    while at < len(lines) and lines[at][0] == indent and not lines[at][1].startswith("- "):
-        key, colon, rest = lines[at][1].partition(":")
-        if not colon or (rest and not rest.startswith(" ")):
-            raise ValueError(f"no key and value: {lines[at][1][:40]!r}")
-        at += 1
-        if rest.strip():
-            found[str(_scalar(key))] = _scalar(rest.strip())
-        elif at < len(lines) and (lines[at][0] > indent or (lines[at][0] == indent and lines[at][1].startswith("- "))):
-            found[str(_scalar(key))], at = _block(lines, at)
-        else:
-            found[str(_scalar(key))] = None
-    return found, at
-
-
-def _scalar(text: str) -> Any:
-    if text in ("{}", "[]"):
-        return json.loads(text)
-    if text.startswith('"'):
-        return json.loads(text)
-    if text.startswith("'"):
-        return text[1:-1].replace("''", "'")
-    if text[:1] in "[{|>&*!%@`":
-        raise ValueError(f"a form that is not read: {text[:40]!r}")
-    return {"true": True, "false": False, "null": None, "~": None}.get(text, text)
-
-
 def kubeconfig_of(entry: Mapping[str, Any]) -> str:
     """Return the path of an entry's kubeconfig, k3s's own unless the entry has one."""
     return str(entry.get("kubeconfig") or K3S_KUBECONFIG)
+
+
+def context_of(entry: Mapping[str, Any]) -> str:
+    """Return the name of an entry's context in its kubeconfig, k3s's own unless the entry has one."""
+    return str(entry.get("context") or "default")
 
 
 def merged_kubeconfig(entries: Sequence[Mapping[str, Any]], texts: Mapping[str, str | None]) -> str:
@@ -418,7 +364,7 @@ def merged_kubeconfig(entries: Sequence[Mapping[str, Any]], texts: Mapping[str, 
         "users": [],
     }
     for place, one in enumerate(entries):
-        path, wanted, name = kubeconfig_of(one), str(one.get("context") or "default"), str(one["name"])
+        path, wanted, name = kubeconfig_of(one), context_of(one), str(one["name"])
         where = f"skypilot_infra.kubernetes.{place}"
         text = texts.get(path)
         if text is None:

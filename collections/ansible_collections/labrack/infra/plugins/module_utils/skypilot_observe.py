@@ -21,7 +21,8 @@ from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_config as config
 from ansible_collections.labrack.infra.plugins.module_utils import skypilot_plan as planner
-from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, owner_name, read_text, run
+from ansible_collections.labrack.infra.plugins.module_utils import sockets_observe
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import observe_file, read_text, run
 from ansible_collections.labrack.infra.plugins.module_utils.node_observe import memory_mib
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_config import SkypilotError
 from ansible_collections.labrack.infra.plugins.module_utils.skypilot_plan import (
@@ -175,17 +176,6 @@ def tokens(password: str) -> dict[str, Account] | None:
         raise
 
 
-def listening(root: str = "/proc/net") -> dict[int, str]:
-    """Return the TCP ports on which somebody listens, with the name of a user who does."""
-    found: dict[int, str] = {}
-    for name in ("tcp", "tcp6"):
-        for line in (read_text(f"{root}/{name}") or "").splitlines()[1:]:
-            fields = line.split()
-            if len(fields) > 7 and fields[3] == "0A":
-                found[int(fields[1].rpartition(":")[2], 16)] = owner_name(int(fields[7]))
-    return found
-
-
 def environments() -> tuple[frozenset[str], frozenset[str], str]:
     """Return the names of whole environments, of those that were tried in vain, and of the one in use."""
     whole = {os.path.basename(os.path.dirname(path)) for path in glob.glob(f"{config.OPT}/*/{config.COMPLETE}")}
@@ -291,7 +281,7 @@ def look(wanted: Wanted, sources: Iterable[str] = ()) -> Observed:
         tokens=found_tokens,
         made=made,
         homes={name: observe_home(name) for name in sorted(names)},
-        listening=listening(),
+        listening=sockets_observe.owners(),
         certificate=certificate_holds(wanted) if wanted.present else False,
         key=key,
         admin_works=works,

@@ -24,6 +24,11 @@ options:
     type: list
     elements: str
     default: []
+  kubeconfigs:
+    description: Paths of kubeconfigs whose contexts are wanted.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Only reads, in check mode as well.
@@ -273,6 +278,16 @@ ansible_facts:
           returned: always
           type: list
           elements: dict
+        listeners:
+          description: The TCP ports on which somebody listens, as text, each with the name of a user who does.
+          returned: always
+          type: dict
+        kubeconfigs:
+          description:
+            - The names of the contexts in each of O(kubeconfigs), null where there is no such file. One that can't be
+              read is left out.
+          returned: always
+          type: dict
         launch_keys:
           description:
             - The public keys with which SkyPilot's server on this host reaches the jobs that it launches, as lists by
@@ -304,10 +319,12 @@ def main() -> None:
         argument_spec={
             "packages": {"type": "list", "elements": "str", "default": []},
             "paths": {"type": "list", "elements": "str", "default": []},
+            "kubeconfigs": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
-    node = observe_node(module.params["packages"], paths=module.params["paths"])
+    params = module.params
+    node = observe_node(params["packages"], paths=params["paths"], kubeconfigs=params["kubeconfigs"])
     module.exit_json(changed=False, ansible_facts={"labrack_node": node})
 
 
