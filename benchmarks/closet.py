@@ -12,10 +12,7 @@ Prints Markdown, and writes the figures as JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import slurm_conf
+from benchmarks import common
 from labrack.testnode import node
 from labrack.testnode.node import NodeSpec
 from tests.nodes.conftest import A100, RTX_4090, RTX_A6000
@@ -179,12 +177,9 @@ def markdown(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("closet", __doc__, LAB)
     parser.add_argument("--galaxy-role", type=Path, help="directory with galaxyproject.slurm, to compare with")
     parser.add_argument("--rounds", type=int, default=4, help="runs of each in the comparison")
-    parser.add_argument("--system", default="debian13", help="system of the nodes")
-    parser.add_argument("--lab", default=LAB, help="name of the lab")
-    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/closet.json")
     options = parser.parse_args()
     state = ROOT / ".cache/labs" / options.lab
     nodes = (
@@ -192,9 +187,7 @@ def main() -> None:
         NodeSpec("node1", options.system, (A100, A100)),
         NodeSpec("node2", options.system, (RTX_4090, RTX_4090, RTX_A6000, RTX_A6000)),
     )
-    figures: dict[str, Any] = {
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, {options.system}"
-    }
+    figures: dict[str, Any] = {"machine": common.machine(options)}
     node.down(options.lab, state, print)
     try:
         closet = bring_up(options.lab, nodes, INVENTORIES / "closet", state)
@@ -208,9 +201,7 @@ def main() -> None:
             figures["no_op"] = compare(closet, options.galaxy_role, options.rounds)
     finally:
         node.down(options.lab, state, print)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(markdown(figures))
+    common.record(options, figures, markdown(figures))
 
 
 if __name__ == "__main__":

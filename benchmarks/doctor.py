@@ -10,10 +10,7 @@ Prints Markdown, and writes the figures as JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -26,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from benchmarks import common
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (5, 500)
@@ -84,11 +83,10 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("doctor", __doc__)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each command; the median counts")
-    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/doctor.json")
     options = parser.parse_args()
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+    machine = common.machine(options)
     figures: dict[str, Any] = {"machine": machine, "hosts": {}}
     with tempfile.TemporaryDirectory(prefix="labrack-bench-") as folder:
         environment = {
@@ -110,9 +108,7 @@ def main() -> None:
                 name: {key: statistics.median(one[name][key] for one in runs) for key in ("wall_s", "cpu_s")}
                 for name in COMMANDS
             }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(markdown(figures))
+    common.record(options, figures, markdown(figures))
 
 
 if __name__ == "__main__":

@@ -4,17 +4,14 @@
 
 Starts a head and two workers, converges them, and asks in turns: `ansible-playbook --check` of the closet, the playbook
 `labrack.infra.drift`, and `labrack drift`, each finding nothing. CPU is that of this machine's programs and of the
-nodes, less what the nodes use in the same time while nobody asks.
+nodes, less what the nodes use in the same time while nobody asks. A lab of that name that is there is taken, and stays.
 
 Prints Markdown, and writes the figures as JSON.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from benchmarks.closet import A100, RTX_4090, RTX_A6000, measured, node_cpu, quiet
 from labrack.testnode import node
 from labrack.testnode.node import NodeSpec
@@ -83,11 +81,8 @@ def markdown(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("drift", __doc__, LAB)
     parser.add_argument("--rounds", type=int, default=4, help="runs of each")
-    parser.add_argument("--system", default="debian13", help="system of the nodes")
-    parser.add_argument("--lab", default=LAB, help="name of the lab; one that is there is taken, and stays")
-    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/drift.json")
     options = parser.parse_args()
     state = ROOT / ".cache/labs" / options.lab
     nodes = (
@@ -99,14 +94,12 @@ def main() -> None:
     try:
         closet = bring_up(options.lab, nodes, INVENTORIES / "closet", state)
         closet.play()
-        machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {options.system}"
+        machine = common.machine(options)
         figures = {"machine": machine, **measure(closet, options.rounds)}
     finally:
         if not there:
             node.down(options.lab, state, print)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(markdown(figures))
+    common.record(options, figures, markdown(figures))
 
 
 if __name__ == "__main__":

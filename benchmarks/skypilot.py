@@ -11,15 +11,11 @@ Prints Markdown, and writes the figures as JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from benchmarks.closet import costs
 from labrack.testnode import node, wheels
 from labrack.testnode.gpus import GpuSpec
@@ -105,15 +101,12 @@ def markdown(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("skypilot", __doc__, LAB)
     parser.add_argument("--rounds", type=int, default=3, help="starts, and runs with nothing to do")
-    parser.add_argument("--system", default="debian13", help="system of the node")
-    parser.add_argument("--lab", default=LAB, help="name of the lab")
-    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/skypilot.json")
     options = parser.parse_args()
     state = ROOT / ".cache/labs" / options.lab
     nodes = (NodeSpec(DESK, options.system, (GpuSpec(),) * 2, driver=False),)
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {options.system}"
+    machine = common.machine(options)
     node.down(options.lab, state, print)
     try:
         bring_up(options.lab, nodes, INVENTORIES / "under_desk", state)
@@ -128,9 +121,7 @@ def main() -> None:
             figures = {"machine": machine, **measure(closet, options.rounds)}
     finally:
         node.down(options.lab, state, print)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(markdown(figures))
+    common.record(options, figures, markdown(figures))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Prints Markdown, and writes the figures as JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.labrack.infra.plugins.module_utils import nfs_client_plan, nfs_plan, storage_layout
+from benchmarks import common
 from labrack.testnode import node, vm
 from labrack.testnode.node import Lab, LabSpec, NodeSpec
 from tests.nodes.harness import ROOT, closet_of
@@ -172,11 +172,10 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("storage", __doc__)
     parser.add_argument("--mib", type=int, default=96, help="how big the file is")
     parser.add_argument("--rounds", type=int, default=3, help="how many")
     parser.add_argument("--people", type=int, default=1000, help="how many have quotas")
-    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/storage.json")
     arguments = parser.parse_args()
     state = ROOT / ".cache/labs" / LAB
     vm.down(LAB, state, print)
@@ -188,9 +187,7 @@ def main() -> None:
         vm.down(LAB, state, print)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {arguments.mib} MiB, {arguments.rounds} rounds, medians"
     result = {"machine": machine, "speeds": speeds, "people": arguments.people, "report": seconds}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(markdown(result))
+    common.record(arguments, result, markdown(result))
 
 
 if __name__ == "__main__":

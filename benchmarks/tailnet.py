@@ -12,10 +12,8 @@ Prints Markdown, and writes the figures as JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -38,6 +36,7 @@ init_plugin_loader([str(ROOT / "collections")])
 
 from ansible_collections.labrack.infra.plugins.inventory.tailnet import host_variables  # noqa: E402
 from ansible_collections.labrack.infra.plugins.module_utils import tailnet_devices  # noqa: E402
+from benchmarks import common  # noqa: E402
 from labrack import demo, demo_tailnet  # noqa: E402
 
 TAGS = ("tag:lab-head", "tag:lab-worker", "tag:lab-interactive")
@@ -205,13 +204,12 @@ def markdown(figures: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("tailnet", __doc__)
     parser.add_argument("--machines", type=int, default=500, help="machines of the tailnet")
     parser.add_argument("--rounds", type=int, default=7, help="times that each is measured")
-    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/tailnet.json")
     options = parser.parse_args()
     figures: dict[str, Any] = {
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": common.machine(options),
         "machines": options.machines,
     }
     with tempfile.TemporaryDirectory(prefix="labrack-bench-") as folder:
@@ -220,9 +218,7 @@ def main() -> None:
         figures["listing_cpu_s"] = in_turns(listing, compared, options.machines, options.rounds)
     if demo_tailnet.variables(demo.state_dir()) is not None:
         figures["calls_s"] = module_calls(options.rounds)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(markdown(figures))
+    common.record(options, figures, markdown(figures))
 
 
 if __name__ == "__main__":

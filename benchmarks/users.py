@@ -11,17 +11,15 @@ Prints Markdown, and writes the figures as JSON.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
-import os
-import platform
 import struct
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from labrack.testnode import node
 from labrack.testnode.node import NodeSpec
 from tests.nodes.harness import ROOT, Closet, Run, bring_up
@@ -87,14 +85,11 @@ def markdown(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser("users", __doc__, LAB)
     parser.add_argument("--people", type=int, default=1000, help="how many")
-    parser.add_argument("--system", default="debian13", help="system of the nodes")
-    parser.add_argument("--lab", default=LAB, help="name of the lab")
-    parser.add_argument("--output", type=Path, default=ROOT / ".cache/benchmarks/users.json")
     options = parser.parse_args()
     state = ROOT / ".cache/labs" / options.lab
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {options.system}"
+    machine = common.machine(options)
     figures: dict[str, Any] = {"machine": machine, "people": options.people, "calls": {}}
     node.down(options.lab, state, print)
     try:
@@ -113,9 +108,7 @@ def main() -> None:
             figures["baseline_s"] = round(time.monotonic() - started, 2)
     finally:
         node.down(options.lab, state, print)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(markdown(figures))
+    common.record(options, figures, markdown(figures))
 
 
 if __name__ == "__main__":
