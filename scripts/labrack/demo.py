@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,19 @@ GROUP_ID = 3001
 class Tier:
     """What the demo makes: by which playbook, of which nodes with which cards, in which groups."""
 
+    name: str
     playbook: str
     cards: Mapping[str, tuple[GpuSpec, ...]]
     groups: Mapping[str, tuple[str, ...]]
     #: Variables of all hosts.
     variables: Mapping[str, Any]
     story: type[Story]
+    #: How one takes a card there, once logged in.
+    take: str
+    #: What the nodes share, with the modes; one machine has its directories to itself.
+    shared: Mapping[str, int] = field(default_factory=dict)
+    #: The cards as SkyPilot's list calls them, where SkyPilot gives them out.
+    catalog: tuple[str, ...] = ()
 
     @property
     def head(self) -> str:
@@ -86,15 +93,31 @@ DESK_VARIABLES: Mapping[str, Any] = {
 }
 DESK_GROUPS = [group for group in GROUPS if group != "nfs_server"] + ["skypilot"]
 TIERS: Mapping[str, Tier] = {
-    "closet": Tier("labrack.infra.closet", CARDS, GROUPS, {}, Story),
-    "under_desk": Tier(
-        "labrack.infra.under_desk",
-        {DESK: (RTX_4090, RTX_4090)},
-        dict.fromkeys(DESK_GROUPS, (DESK,)),
-        DESK_VARIABLES,
-        DeskStory,
-    ),
+    tier.name: tier
+    for tier in (
+        Tier(
+            name="closet",
+            playbook="labrack.infra.closet",
+            cards=CARDS,
+            groups=GROUPS,
+            variables={},
+            story=Story,
+            take="srun --gres=gpu:1 nvidia-smi -L",
+            shared=SHARED,
+        ),
+        Tier(
+            name="under_desk",
+            playbook="labrack.infra.under_desk",
+            cards={DESK: (RTX_4090, RTX_4090)},
+            groups=dict.fromkeys(DESK_GROUPS, (DESK,)),
+            variables=DESK_VARIABLES,
+            story=DeskStory,
+            take="sky launch --gpus RTX_4090:1 --cpus 1+ nvidia-smi",
+            catalog=("RTX4090",),
+        ),
+    )
 }
+CLOSET = TIERS["closet"]
 #: Whose homes have SkyPilot's list of cards.
 HOMES = (("ada", "/home/ada"), ("ben", "/home/ben"), ("skypilot", "/var/lib/skypilot"))
 
@@ -116,7 +139,7 @@ def up(system: str, script: bool, progress: Progress, tailnet: bool = False, tie
     """
     console = progress.console
     made = TIERS[tier]
-    if tailnet and tier != "closet":
+    if tailnet and len(made.cards) == 1:
         raise LabError(
             f"--tailnet connects the machines of a closet, and --tier {tier} has one. Leave one of them out."
         )
@@ -128,30 +151,29 @@ def up(system: str, script: bool, progress: Progress, tailnet: bool = False, tie
         step.summary = ensure_image(system, step.say)
     again = node.exists(LAB)
     with progress.step("Nodes") as step:
-        # one machine has its directories to itself
-        nfs = tier != "closet" or (_shares_by_nfs() if again else kernel_has_nfs())
+        nfs = not made.shared or (_shares_by_nfs() if again else kernel_has_nfs())
         if again:
-            lab = _existing(system, tailnet, tier)
+            lab = _existing(system, tailnet, made)
         else:
             (state_dir() / demo_tailnet.VARIABLES).unlink(missing_ok=True)
-            lab = node.up(_spec(system, nfs, tailnet, tier), state_dir(), step.say)
+            lab = node.up(_spec(system, nfs, tailnet, made), state_dir(), step.say)
         if not nfs:
             _fill_volumes(lab)
-        _write_inventory(lab, nfs, tier)
+        _write_inventory(lab, nfs, made)
         names = ", ".join(f"{name} ({len(cards)} GPUs)" if cards else name for name, cards in made.cards.items())
         how = "" if nfs else f"; this kernel has no NFS, so volumes share {', '.join(SHARED)}"
         step.summary = f"{'there already: ' if again else ''}{names}{how}"
-    if tier == "under_desk":
+    if made.catalog:
         with progress.step("Packages") as step:
-            skypilot.equip(lab.node(DESK), _requirements(), step.say)
+            skypilot.equip(lab.node(made.head), _requirements(), step.say)
             step.summary = "SkyPilot's packages and uv lie on the node, which asks nobody else for them"
     _converge(progress, made.playbook, "Converge", "ansible.log")
-    if tier == "under_desk":
-        skypilot.catalog(lab.node(DESK), HOMES, ["RTX4090"])
+    if made.catalog:
+        skypilot.catalog(lab.node(made.head), HOMES, list(made.catalog))
     if tailnet and demo_tailnet.variables(state_dir()) is None:
         with progress.step("Cut off") as step:
             demo_tailnet.prepare(lab, system, state_dir(), step.say)
-            _write_inventory(lab, nfs, tier)
+            _write_inventory(lab, nfs, made)
             step.summary = "the nodes reach each other and a mirror, nothing else"
         _converge(progress, made.playbook, "Tailnet", "tailnet.log", demo_tailnet.TAGS)
     if script:
@@ -165,7 +187,7 @@ def up(system: str, script: bool, progress: Progress, tailnet: bool = False, tie
             step.summary = "every line above was checked"
     console.print()
     console.print(_times(progress.seconds))
-    console.print(_next_steps(made.head), soft_wrap=True, highlight=False)
+    console.print(_next_steps(made), soft_wrap=True, highlight=False)
 
 
 def bare(system: str, progress: Progress, answers: Path) -> None:
@@ -254,14 +276,12 @@ def _requirements() -> str:
     return (Path(skypilot_plan.__file__).parents[2] / "roles/skypilot/files/requirements.txt").read_text("utf-8")
 
 
-def _spec(system: str, nfs: bool, tailnet: bool, tier: str = "closet") -> node.LabSpec:
+def _spec(system: str, nfs: bool, tailnet: bool, tier: Tier = CLOSET) -> node.LabSpec:
     """The lab. By NFS the head alone has the volumes: what a container has itself can't be exported."""
-    if tier != "closet":
-        return node.LabSpec(LAB, tuple(node.NodeSpec(name, system, cards) for name, cards in TIERS[tier].cards.items()))
-    volumes = tuple((path.strip("/"), path) for path in SHARED)
+    volumes = tuple((path.strip("/"), path) for path in tier.shared)
     nodes = (
-        node.NodeSpec(name, system, cards, tun=tailnet, volumes=volumes if name == HEAD or not nfs else ())
-        for name, cards in CARDS.items()
+        node.NodeSpec(name, system, cards, tun=tailnet, volumes=volumes if name == tier.head or not nfs else ())
+        for name, cards in tier.cards.items()
     )
     return node.LabSpec(LAB, tuple(nodes))
 
@@ -273,16 +293,16 @@ def _fill_volumes(lab: node.Lab) -> None:
     node.exec(lab.node(HEAD), ["sh", "-c", script])
 
 
-def _existing(system: str, tailnet: bool, tier: str) -> node.Lab:
+def _existing(system: str, tailnet: bool, tier: Tier) -> node.Lab:
     """The lab that is there, if it can be used; :class:`LabError` with the mend otherwise."""
     mend = "Run `labrack demo down`, then this again."
     try:
         lab = node.load(state_dir())
     except node.NodeError:
         raise LabError(f"A lab {LAB} is there that was not made from {home()}. {mend}") from None
-    if {member.name for member in lab.nodes} != set(TIERS[tier].cards):
+    if {member.name for member in lab.nodes} != set(tier.cards):
         names = ", ".join(member.name for member in lab.nodes)
-        raise LabError(f"The lab that is there, with {names}, is not of the tier {tier}. {mend}")
+        raise LabError(f"The lab that is there, with {names}, is not of the tier {tier.name}. {mend}")
     running = docker("ps", "--filter", f"label={node.LABEL}={LAB}", "--format", "{{.Names}}").stdout.split()
     there = [member for member in lab.nodes if member.container in running]
     if len(there) != len(lab.nodes):
@@ -297,7 +317,7 @@ def _existing(system: str, tailnet: bool, tier: str) -> node.Lab:
     return lab
 
 
-def _write_inventory(lab: node.Lab, nfs: bool, tier: str = "closet") -> None:
+def _write_inventory(lab: node.Lab, nfs: bool, tier: Tier = CLOSET) -> None:
     """Write what the inventory plugin of inventories/demo reads: nodes, groups, and what the inventory asks of us."""
     key = state_dir() / "researcher"
     if not key.exists():
@@ -305,11 +325,10 @@ def _write_inventory(lab: node.Lab, nfs: bool, tier: str = "closet") -> None:
         subprocess.run(keygen, check=True)
     tailnet = demo_tailnet.variables(state_dir())
     domain = "" if tailnet is None else demo_tailnet.DOMAIN
-    made = TIERS[tier]
-    (state_dir() / "ssh_config").write_text(ssh.config(lab, "ada", key, domain, made.head), encoding="utf-8")
+    (state_dir() / "ssh_config").write_text(ssh.config(lab, "ada", key, domain, tier.head), encoding="utf-8")
     public = key.with_suffix(".pub").read_text(encoding="utf-8").strip()
     children: dict[str, dict[str, dict[str, Any]]] = {
-        group: {"hosts": {host: {} for host in hosts}} for group, hosts in made.groups.items()
+        group: {"hosts": {host: {} for host in hosts}} for group, hosts in tier.groups.items()
     }
     if tailnet is not None:
         children |= {"headscale": {"hosts": {HEAD: {}}}, "demo_tailnet": {"hosts": {host: {} for host in CARDS}}}
@@ -317,7 +336,7 @@ def _write_inventory(lab: node.Lab, nfs: bool, tier: str = "closet") -> None:
     for member in lab.nodes:
         # a node that is cut off has no default route to tell it by
         hosts[member.name]["lab_address"] = member.address
-    common = {"demo_keys": [public], "demo_volumes": not nfs, **made.variables, **(tailnet or {})}
+    common = {"demo_keys": [public], "demo_volumes": not nfs, **tier.variables, **(tailnet or {})}
     document = {"all": {"hosts": hosts, "vars": common, "children": children}}
     (state_dir() / "hosts.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -341,7 +360,7 @@ def _times(seconds: list[tuple[str, float]]) -> Table:
     return table
 
 
-def _next_steps(head: str) -> str:
+def _next_steps(tier: Tier) -> str:
     installed = Path(sys.executable).with_name("labrack")
     command = "labrack" if shutil.which("labrack") else str(_from_here(installed))
     names = ""
@@ -349,17 +368,16 @@ def _next_steps(head: str) -> str:
         names = f"""
   ssh -F {_from_here(_ssh().config)} root@node1.{demo_tailnet.DOMAIN}
   {" " * len(command)}                by its name in the tailnet, through the head"""
-    take, again = "srun --gres=gpu:1 nvidia-smi -L", f"{command} demo up      "
-    if head == DESK:
-        take = "sky launch --gpus RTX_4090:1 --cpus 1+ nvidia-smi"
-        again = f"{command} demo up --tier under_desk\n  {' ' * len(command)}              "
+    again = f"{command} demo up      "
+    if tier is not CLOSET:
+        again = f"{command} demo up --tier {tier.name}\n  {' ' * len(command)}              "
     return f"""
 [bold]Try next[/bold]
   {command} demo status    nodes, GPUs and the queue
   {again}  converge again: nothing changes
   {command} demo down      end it
-  ssh -F {_from_here(_ssh().config)} ada@{head}
-  {" " * len(command)}                log in as ada, then take a card: {take}{names}"""
+  ssh -F {_from_here(_ssh().config)} ada@{tier.head}
+  {" " * len(command)}                log in as ada, then take a card: {tier.take}{names}"""
 
 
 def _from_here(path: Path) -> Path:

@@ -276,11 +276,11 @@ def test_tailnet_in_a_lab_that_has_no_tunnels(state: Path, monkeypatch: pytest.M
     # the mirror runs as well, and is no node
     monkeypatch.setattr(demo, "docker", lambda *_: subprocess.CompletedProcess([], 0, "lab-head\nlab-mirror\n"))
     monkeypatch.setattr(node, "exec", lambda *_, check: subprocess.CompletedProcess([], 1))
-    assert demo._existing("debian13", False, "closet").nodes
+    assert demo._existing("debian13", False, demo.CLOSET).nodes
     with pytest.raises(LabError, match="head, node1, node2, is not of the tier under_desk"):
-        demo._existing("debian13", False, "under_desk")
+        demo._existing("debian13", False, demo.TIERS["under_desk"])
     with pytest.raises(LabError, match="`labrack demo down`, then `labrack demo up --tailnet`"):
-        demo._existing("debian13", True, "closet")
+        demo._existing("debian13", True, demo.CLOSET)
 
 
 def test_tailnet_of_the_inventory_has_the_names_that_the_demo_gives() -> None:
