@@ -16,7 +16,7 @@ from labrack.shell import home
 
 def main() -> None:
     """Bring the demo up as ``make demo`` does, save what it printed, and take it down."""
-    console = Console(record=True, width=108, highlight=False)
+    console = Console(record=True, width=140, highlight=False)
     console.print(Text.assemble(("$ ", "dim"), ("make demo", "bold")))
     try:
         demo.up("debian13", True, Progress(console))
