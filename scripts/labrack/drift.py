@@ -39,7 +39,7 @@ KINDS: Mapping[str, str] = {
 }
 PACKAGE = "ansible_collections.labrack.infra.plugins.module_utils"
 #: What the node needs, each after what it imports.
-PARTS = ("managed", "change", "node_io", "managed_observe", "tailscale_prefs", "drift_observe")
+PARTS = ("managed", "change", "node_io", "managed_observe", "tailscale_prefs", "skypilot_keys", "drift_observe")
 #: Whose hosts the tiers' playbooks make something of.
 GROUPS = ("lab_head", "lab_workers", "slurm_controller", "slurm_database", "slurm_worker", "slurm_login", "lab_backup")
 #: Nodes that are asked at the same time.

@@ -35,6 +35,8 @@ def test_ada_launches_and_ben_waits_for_his_turn(first: str) -> None:
 def test_status_and_next_steps_are_those_of_the_desk(first: str) -> None:
     seen = json.loads(labrack_demo("status", "--json").stdout)
     assert [node["name"] for node in seen["nodes"]] == ["desk"] and not seen["jobs"]
+    # a launch adds a key to its user's file, which is no change by hand
+    assert seen["drift"]["checked"] and not seen["drift"]["items"], seen["drift"]
     assert "ada@desk" in first and "sky launch --gpus RTX_4090:1" in first
 
 

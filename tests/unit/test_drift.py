@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from ansible_collections.labrack.infra.plugins.module_utils import change, drift_observe, managed, managed_observe
+from ansible_collections.labrack.infra.plugins.module_utils import (
+    change,
+    drift_observe,
+    managed,
+    managed_observe,
+    node_io,
+    skypilot_keys,
+)
 from ansible_collections.labrack.infra.plugins.module_utils.change import Change, converge
 from ansible_collections.labrack.infra.plugins.module_utils.managed import Drift, Managed
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import FileState, plan_file
@@ -238,6 +245,38 @@ def test_lines_that_something_else_writes_are_no_drift_where_they_are_known(tmp_
     for text in ("ours\nlaunch\nforeign\n", "launch\n", "ours changed\nlaunch\n"):
         path.write_text(text)
         assert found_in(ledger) == [("keys", "content changed")]
+
+
+def test_a_number_that_has_got_a_name_since_is_no_drift(tmp_path: Path, ledger: str) -> None:
+    (tmp_path / "data").mkdir()
+    with managed.collected() as noted:
+        managed.note("directory", str(tmp_path / "data"))
+    managed_observe.record("role", noted, ledger)
+    group = node_io.group_name(os.getgid())
+    file = Path(ledger, "role.json")
+    text = file.read_text()
+    assert f'"group": "{group}"' in text
+    file.write_text(text.replace(f'"group": "{group}"', f'"group": "{os.getgid()}"'))
+    assert found_in(ledger) == []
+    file.write_text(text.replace(f'"group": "{group}"', '"group": "59999"'))
+    assert found_in(ledger) == [("data", f"group 59999 → {group}")]
+
+
+def test_a_first_launch_is_no_drift(tmp_path: Path, ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = node_io.owner_name(os.getuid())
+    path = tmp_path / "home/.ssh/authorized_keys"
+    path.parent.mkdir(parents=True)
+    path.write_text("ours\n")
+    with managed.collected() as noted:
+        managed.note("file", str(path), how=managed.TEXT)
+    managed_observe.record("role", noted, ledger)
+    keys = {owner: ["launch"], "another": ["theirs"]}
+    monkeypatch.setattr(skypilot_keys, "launch_keys", lambda: keys)
+    path.write_text("ours\nlaunch\n")
+    assert found_in(ledger) == []
+    for text in ("ours\nlaunch\ntheirs\n", "ours\nforeign\n", "launch\n"):
+        path.write_text(text)
+        assert found_in(ledger) == [("authorized_keys", "content changed")]
 
 
 def test_it_is_written_when_it_differs_and_its_time_is_the_last_runs(tmp_path: Path, ledger: str) -> None:

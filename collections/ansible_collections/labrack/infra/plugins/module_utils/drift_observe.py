@@ -16,11 +16,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.labrack.infra.plugins.module_utils import managed, managed_observe
+from ansible_collections.labrack.infra.plugins.module_utils import managed, managed_observe, skypilot_keys
 from ansible_collections.labrack.infra.plugins.module_utils.managed import Drift, Managed
-from ansible_collections.labrack.infra.plugins.module_utils.node_io import owner_name, run
+from ansible_collections.labrack.infra.plugins.module_utils.node_io import group_name, owner_name, run
 
 DPKG_LOGS = ("/var/log/dpkg.log.1", "/var/log/dpkg.log")
+#: How the files with people's keys end.
+AUTHORIZED = "/.ssh/authorized_keys"
 APT_LOG = "/var/log/apt/history.log"
 #: Bytes at the end of a log that are read.
 LOG_MOST = 4 << 20
@@ -30,6 +32,7 @@ UNIT_PROPERTIES = "Id,LoadState,ActiveState,UnitFileState,StateChangeTimestamp"
 def read(folder: str = managed_observe.FOLDER) -> dict[str, Any]:
     """Return what the module ``drift`` returns as ``drift`` (OSError; ValueError for a damaged ledger)."""
     applied, items = managed_observe.ledgers(folder)
+    items = without_launches(named(items), skypilot_keys.launch_keys())
     seen, unseen, changed_at = look(items)
     looked_at = {key: value for key, value in items.items() if key[0] not in unseen}
     found = managed.compare(looked_at, seen)
@@ -46,6 +49,31 @@ def read(folder: str = managed_observe.FOLDER) -> dict[str, Any]:
         "full_check": stamp(min(applied.values(), default=0.0)),
         "items": rows,
     }
+
+
+def named(items: Managed) -> Managed:
+    """Return what is managed, owners and groups by the names that their numbers have got since the run.
+
+    Directories are made before the people are, and the number is the same.
+    """
+    found = dict(items)
+    for key, attributes in items.items():
+        for what, name in (("owner", owner_name), ("group", group_name)):
+            number = str(attributes.get(what, ""))
+            if key[0] in ("file", "directory") and number.isdigit():
+                found[key] = {**found[key], what: name(int(number))}
+    return found
+
+
+def without_launches(items: Managed, keys: Mapping[str, Sequence[str]]) -> Managed:
+    """Return what is managed, people's keys without those that their launches add, by user: nobody did that by hand."""
+    found = dict(items)
+    for (kind, name), attributes in items.items():
+        own = keys.get(attributes.get("owner", ""), ())
+        if own and kind == "file" and attributes.get("how") == managed.TEXT and name.endswith(AUTHORIZED):
+            lines = {*attributes.get("without", ()), *map(managed.digest, own)}
+            found[kind, name] = {**attributes, "without": sorted(lines)}
+    return found
 
 
 def stamp(when: float) -> str:
