@@ -9,6 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.nodes.harness import ROOT
@@ -17,7 +18,7 @@ from tests.nodes.harness import ROOT
 def parser(name: str, doc: str | None, lab: str = "") -> argparse.ArgumentParser:
     """Return the options of a benchmark; one that measures on nodes in containers says what its ``lab`` is called."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--output", default=str(ROOT / f".cache/benchmarks/{name}.json"), help="file for the figures")
+    made.add_argument("--output", type=Path, default=ROOT / f".cache/benchmarks/{name}.json", help="for the figures")
     if lab:
         made.add_argument("--system", default="debian13", help="system of the nodes")
         made.add_argument("--lab", default=lab, help="name of the lab")
@@ -32,7 +33,6 @@ def machine(options: argparse.Namespace) -> str:
 
 def record(options: argparse.Namespace, figures: Mapping[str, Any], text: str) -> None:
     """Write the figures as JSON, and print their table."""
-    path = ROOT / options.output
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(text)

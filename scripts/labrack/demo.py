@@ -161,7 +161,7 @@ def up(system: str, script: bool, progress: Progress, tailnet: bool = False, tie
             _fill_volumes(lab)
         _write_inventory(lab, nfs, made)
         names = ", ".join(f"{name} ({len(cards)} GPUs)" if cards else name for name, cards in made.cards.items())
-        how = "" if nfs else f"; this kernel has no NFS, so volumes share {', '.join(SHARED)}"
+        how = "" if nfs else f"; this kernel has no NFS, so volumes share {', '.join(made.shared)}"
         step.summary = f"{'there already: ' if again else ''}{names}{how}"
     if made.catalog:
         with progress.step("Packages") as step:

@@ -206,6 +206,13 @@ def found_in(ledger: str) -> list[tuple[str, str]]:
     return [(item["name"].rpartition("/")[2], item["what"]) for item in drift_observe.read(ledger)["items"]]
 
 
+def noted_in(ledger: str, kind: str, path: Path, **attributes: Any) -> None:
+    """Keep a ledger of one thing as it is now."""
+    with managed.collected() as noted:
+        managed.note(kind, str(path), **attributes)
+    managed_observe.record("role", noted, ledger)
+
+
 def kept(tmp_path: Path, ledger: str) -> None:
     """Files that are looked at in each way, and their ledger."""
     for name, mode in (("open", 0o644), ("secret", 0o600), ("keys", 0o600), ("shared", 0o644)):
@@ -236,9 +243,7 @@ def test_a_ledger_is_of_what_is_there_and_for_its_owner_alone(tmp_path: Path, le
 def test_lines_that_something_else_writes_are_no_drift_where_they_are_known(tmp_path: Path, ledger: str) -> None:
     path = tmp_path / "keys"
     path.write_text("ours\nlaunch\n")
-    with managed.collected() as noted:
-        managed.note("file", str(path), how=managed.TEXT, without=[managed.digest("launch")])
-    managed_observe.record("role", noted, ledger)
+    noted_in(ledger, "file", path, how=managed.TEXT, without=[managed.digest("launch")])
     assert found_in(ledger) == []
     path.write_text("ours\n")
     assert found_in(ledger) == []
@@ -249,9 +254,7 @@ def test_lines_that_something_else_writes_are_no_drift_where_they_are_known(tmp_
 
 def test_a_number_that_has_got_a_name_since_is_no_drift(tmp_path: Path, ledger: str) -> None:
     (tmp_path / "data").mkdir()
-    with managed.collected() as noted:
-        managed.note("directory", str(tmp_path / "data"))
-    managed_observe.record("role", noted, ledger)
+    noted_in(ledger, "directory", tmp_path / "data")
     group = node_io.group_name(os.getgid())
     file = Path(ledger, "role.json")
     text = file.read_text()
@@ -267,9 +270,7 @@ def test_a_first_launch_is_no_drift(tmp_path: Path, ledger: str, monkeypatch: py
     path = tmp_path / "home/.ssh/authorized_keys"
     path.parent.mkdir(parents=True)
     path.write_text("ours\n")
-    with managed.collected() as noted:
-        managed.note("file", str(path), how=managed.TEXT)
-    managed_observe.record("role", noted, ledger)
+    noted_in(ledger, "file", path, how=managed.TEXT)
     keys = {owner: ["launch"], "another": ["theirs"]}
     monkeypatch.setattr(skypilot_keys, "launch_keys", lambda: keys)
     path.write_text("ours\nlaunch\n")

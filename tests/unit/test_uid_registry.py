@@ -214,4 +214,8 @@ def test_keys_of_servers_are_those_of_the_hosts_that_were_read() -> None:
 
     hostvars = {"desk": host(ada=["a"]), "head": host(ada=["b"], ben=["c"]), "node1": host(eva=["d"]), "new": {}}
     assert launch_keys({"skypilot": ["desk", "head", "new"]}, hostvars) == {"ada": ["a", "b"], "ben": ["c"]}
-    assert launch_keys({"lab_head": ["head"]}, hostvars) == {}
+    # the head is the server where the group is empty, and no other host is asked
+    assert launch_keys({"skypilot": ["desk"], "lab_head": ["head"]}, hostvars) == {"ada": ["a"]}
+    for groups in ({"lab_head": ["head"]}, {"lab_head": ["head"], "skypilot": []}):
+        assert launch_keys({**groups, "lab_workers": ["node1"]}, hostvars) == {"ada": ["b"], "ben": ["c"]}
+    assert launch_keys({"lab_workers": ["node1"]}, hostvars) == {}

@@ -62,9 +62,13 @@ def busy_elsewhere(
 
 
 def launch_keys(groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return by user name the keys that SkyPilot's servers put into their users' files; those not read have none."""
+    """Return by user name the keys that SkyPilot's servers put into their users' files; those not read have none.
+
+    The servers are those of the playbooks: the group ``skypilot``, or the head where that is empty. No other host is
+    believed.
+    """
     found: dict[str, list[str]] = {}
-    for host in groups.get("skypilot", ()):
+    for host in groups.get("skypilot") or groups.get("lab_head") or ():
         node = (hostvars[host].get("ansible_facts") or {}).get("labrack_node") or {}
         for name, keys in node.get("launch_keys", {}).items():
             found.setdefault(name, []).extend(keys)

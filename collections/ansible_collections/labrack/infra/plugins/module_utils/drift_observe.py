@@ -21,11 +21,11 @@ from ansible_collections.labrack.infra.plugins.module_utils.managed import Drift
 from ansible_collections.labrack.infra.plugins.module_utils.node_io import group_name, owner_name, run
 
 DPKG_LOGS = ("/var/log/dpkg.log.1", "/var/log/dpkg.log")
-#: How the files with people's keys end.
-AUTHORIZED = "/.ssh/authorized_keys"
 APT_LOG = "/var/log/apt/history.log"
 #: Bytes at the end of a log that are read.
 LOG_MOST = 4 << 20
+#: How the files with people's keys end.
+AUTHORIZED = "/.ssh/authorized_keys"
 UNIT_PROPERTIES = "Id,LoadState,ActiveState,UnitFileState,StateChangeTimestamp"
 
 
