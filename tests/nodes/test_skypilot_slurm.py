@@ -113,7 +113,9 @@ def test_a_launch_is_the_researchers_own_job(lab: Closet) -> None:
     )
     lab.root(HEAD, f"echo '{key.strip()}' >>/home/ben/.ssh/authorized_keys")
     again = lab.play("labrack.infra.closet", "--tags", "lab_users")
-    assert again.changed == {HEAD: 1, WORKER: 0}, again.messages
+    # homes are one folder for all nodes: which of them comes first takes the key away, and the others may see it too
+    assert set(again.changed) == {HEAD, WORKER} and 1 in again.changed.values(), again.messages
+    assert set(lab.play("labrack.infra.closet", "--tags", "lab_users").changed.values()) == {0}
     assert lab.root(HEAD, "grep -lF 'ssh-rsa ' /home/*/.ssh/authorized_keys") == "/home/ada/.ssh/authorized_keys\n"
     assert lab.root(HEAD, "tail -n 1 /home/ada/.ssh/authorized_keys") == key
 
