@@ -162,6 +162,10 @@ class Closet:
         assert not ok or run.rc == 0, run.output[-6000:]
         return run
 
+    def journal(self, host: str, unit: str) -> str:
+        """All that a unit has said so far, its last words too, as journald may be a moment behind."""
+        return self.root(host, f"journalctl --sync && journalctl --no-pager --output=cat --unit={unit}")
+
     def root(self, host: str, command: str, check: bool = True) -> str:
         """Run a shell command as root on a host, past ssh, and return what it printed."""
         return node.exec(self.lab.node(host), ["timeout", "60", "bash", "-c", command], check=check).stdout

@@ -76,7 +76,8 @@ def state(closet: Closet) -> dict[str, Any]:
 
 def back_up(closet: Closet) -> str:
     """Make a backup, and return what systemd says of it, nothing for success."""
-    return closet.root("head", "systemctl start labrack-backup 2>&1 || journalctl -u labrack-backup -n 5 -o cat", False)
+    log = "journalctl --sync; journalctl -u labrack-backup -n 5 -o cat"
+    return closet.root("head", f"systemctl start labrack-backup 2>&1 || {{ {log}; }}", False)
 
 
 @pytest.fixture(scope="module")

@@ -147,7 +147,7 @@ class Kept:
 
     def log(self) -> str:
         """What the service has said."""
-        return self.closet.root("head", f"journalctl --no-pager --output=cat --unit={SERVICE}")
+        return self.closet.journal("head", SERVICE)
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def subjects(run: Run) -> list[str]:
 
 def told(desk: Closet) -> int:
     """How often the log says that a card is hot."""
-    log = desk.root("desk", "journalctl --no-pager --output=cat --unit=labrack-gpu-watch")
+    log = desk.journal("desk", "labrack-gpu-watch")
     return log.count("GPU 1 (A100-SXM4-80GB) has ")
 
 
@@ -197,7 +197,7 @@ def test_a_hot_card_is_told_once(desk: Closet) -> None:
     assert "! GPU 1" in desk.user("ada@desk", "labrack-gpus").stdout
     metrics = desk.root("desk", "cat /var/lib/prometheus/node-exporter/labrack_gpu.prom")
     assert 'labrack_gpu_temperature_celsius{gpu="1",' in metrics and "labrack_gpu_warnings 1\n" in metrics
-    log = desk.root("desk", "journalctl --no-pager --output=cat --unit=labrack-gpu-watch")
+    log = desk.journal("desk", "labrack-gpu-watch")
     assert "the webhook was not told: URLError" in log and CANARY not in log
     # another run of the playbook forgets nothing
     desk.play(PLAYBOOK, *TAGS, gpu_watch_sustain=2)
@@ -274,10 +274,9 @@ def reaper(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
 
 def reap(desk: Closet) -> str:
     """Have the reaper look, and return what it says."""
-    desk.root(
-        "desk", "systemctl start labrack-skypilot-reaper 2>&1 || journalctl -u labrack-skypilot-reaper -n 20 -o cat"
-    )
-    return desk.root("desk", "journalctl --no-pager --output=cat --unit=labrack-skypilot-reaper --lines=30")
+    unit = "labrack-skypilot-reaper"
+    desk.root("desk", f"systemctl start {unit}", check=False)
+    return desk.journal("desk", unit)
 
 
 def test_the_reaper_only_writes_what_it_would_do(desk: Closet, reaper: Any) -> None:

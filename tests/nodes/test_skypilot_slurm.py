@@ -128,7 +128,7 @@ def reap(lab: Closet) -> str:
     until(
         "the reaper has looked", lambda: lab.root(HEAD, state).strip(), lambda seen: seen in ("inactive", "failed"), 240
     )
-    return lab.root(HEAD, f"journalctl --no-pager --output=cat --unit={unit}")
+    return lab.journal(HEAD, unit)
 
 
 def hurry(lab: Closet, **changed: Any) -> None:
