@@ -29,8 +29,10 @@ def test_type_names_the_card(closet: Closet) -> None:
 
 
 def test_two_users_on_one_node_have_different_cards(closet: Closet) -> None:
-    jobs = {user: closet.start(user, "--nodelist=node1 --gres=gpu:1", f"{TOUCH}; sleep 900") for user in ("ada", "ben")}
-    printed = {user: closet.root("node1", f"sleep 0.5; cat /tmp/job-{job}.out") for user, job in jobs.items()}
+    script = f"{TOUCH}; echo touched; sleep 900"
+    jobs = {user: closet.start(user, "--nodelist=node1 --gres=gpu:1", script) for user in ("ada", "ben")}
+    wait = "until grep -q touched {0}; do sleep 0.1; done; cat {0}"
+    printed = {user: closet.root("node1", wait.format(f"/tmp/job-{job}.out")) for user, job in jobs.items()}
     assert opened(printed["ada"]) == refused(printed["ben"]) != []
     assert opened(printed["ben"]) == refused(printed["ada"]) != []
 
@@ -53,7 +55,7 @@ def test_one_of_four_gpus_takes_a_quarter_of_the_memory(closet: Closet) -> None:
 
 def test_memory_hog_is_killed_and_its_neighbour_lives(closet: Closet) -> None:
     neighbour = closet.start("ben", "--nodelist=node1 --mem=64M", "sleep 900 & echo $!; wait")
-    pid = closet.root("node1", f"sleep 0.5; cat /tmp/job-{neighbour}.out").strip()
+    pid = closet.root("node1", f"until cat /tmp/job-{neighbour}.out | grep .; do sleep 0.1; done").strip()
     hog = "python3 -c 'data = bytearray(600 << 20); print(len(data))'"
     done = closet.srun("ada", "--nodelist=node1 --mem=100M", hog)
     assert done.returncode != 0 and "629145600" not in done.stdout

@@ -34,7 +34,7 @@ def test_login_lands_in_the_job_with_its_limits(closet: Closet) -> None:
 def test_login_ends_with_its_job(closet: Closet) -> None:
     job = closet.start("ada", "--nodelist=node1")
     assert closet.user("ada@node1", "setsid sleep 801 >/dev/null 2>&1 &").returncode == 0
-    assert closet.root("node1", "pgrep --full '^sleep 801'")
+    assert closet.root("node1", "until pgrep --full '^sleep 801'; do sleep 0.1; done")
     closet.root("head", f"scancel {job}")
     until(
         "the login's process is gone",
