@@ -503,7 +503,7 @@ def test_files_and_processes_tell_nobody(desk: Desk) -> None:
     password = desk.root("cat /etc/labrack/skypilot/admin-password").strip()
     assert password not in shown and password not in "".join(desk.said)
     # what the server keeps is a hash
-    kept = f"grep -c {shlex.quote(desk.secret('ada', 'password')[4:])} /var/lib/skypilot/.sky/state.db*; true"
+    kept = f"grep -cFe {shlex.quote(desk.secret('ada', 'password')[4:])} /var/lib/skypilot/.sky/state.db*; true"
     assert {line.rpartition(":")[2] for line in desk.root(kept).split()} == {"0"}
     exposure = desk.root("systemd-analyze security --no-pager skypilot.service | tail -1")
     assert float(exposure.split("level for")[1].split(":")[1].split()[0]) < 3, exposure
