@@ -55,7 +55,7 @@ def test_one_of_four_gpus_takes_a_quarter_of_the_memory(closet: Closet) -> None:
 
 def test_memory_hog_is_killed_and_its_neighbour_lives(closet: Closet) -> None:
     neighbour = closet.start("ben", "--nodelist=node1 --mem=64M", "sleep 900 & echo $!; wait")
-    pid = closet.root("node1", f"until cat /tmp/job-{neighbour}.out | grep .; do sleep 0.1; done").strip()
+    pid = closet.root("node1", f"until grep . /tmp/job-{neighbour}.out; do sleep 0.1; done").strip()
     hog = "python3 -c 'data = bytearray(600 << 20); print(len(data))'"
     done = closet.srun("ada", "--nodelist=node1 --mem=100M", hog)
     assert done.returncode != 0 and "629145600" not in done.stdout
